@@ -1,0 +1,35 @@
+"""The one family of errors that this package raises: each message is one sentence for a person."""
+
+from __future__ import annotations
+
+
+class SparseError(Exception):
+    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+
+
+class ModelError(SparseError):
+    """A model cannot be read or holds something that cannot be compiled."""
+
+
+class InputError(SparseError):
+    """An input array has the wrong name, type or shape."""
+
+
+class PlanError(SparseError):
+    """A plan cannot be read, or was made for another model."""
+
+
+class TargetError(SparseError):
+    """A target name is unknown, or this machine lacks instructions that a library was built for."""
+
+
+class CheckError(SparseError):
+    """A compiled layer or model disagrees with the dense reference by more than the bound."""
+
+
+class LibraryError(SparseError):
+    """A file is not a library that this package exported."""
+
+
+class MissingExtraError(SparseError):
+    """An optional package is needed for this and is not installed."""

@@ -1,0 +1,98 @@
+"""Targets: short names, TVM's own dictionaries, and what the kernels need to know of a processor."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+from .errors import TargetError
+
+TargetLike = Union[str, Mapping[str, Any], Any]
+
+# Short name -> the processor that LLVM is told. "native" is resolved on the machine itself.
+SHORT_NAMES: dict[str, str] = {
+    "x86-64-v2": "x86-64-v2",
+    "x86-64-v3": "x86-64-v3",
+    "x86-64-v4": "x86-64-v4",
+}
+
+
+@dataclass(frozen=True)
+class X86Machine:
+    """The vector unit and caches that x86 kernel templates are shaped by.
+
+    Attributes
+    ----------
+    lanes : int
+        float32 elements of one vector register.
+    registers : int
+        Vector registers.
+    l1_bytes, l2_bytes : int
+        Data cache of one core.
+    threads : int
+        Threads that a compiled module is planned for.
+    """
+
+    mcpu: str
+    lanes: int
+    registers: int
+    l1_bytes: int = 48 << 10
+    l2_bytes: int = 1 << 20
+    threads: int = 1
+
+
+def resolve_target(target: TargetLike) -> Any:
+    """Turn a short name, a JSON text, a dictionary or a `tvm.target.Target` into a `tvm.target.Target`.
+
+    Raises
+    ------
+    TargetError
+        When the name is unknown or TVM rejects the description.
+    """
+    import tvm
+    from tvm.target import codegen
+
+    if isinstance(target, tvm.target.Target):
+        return target
+    if isinstance(target, str):
+        if target.lstrip().startswith("{"):
+            try:
+                target = json.loads(target)
+            except json.JSONDecodeError as error:
+                raise TargetError(f"the target is not valid JSON: {error}") from None
+        elif target in ("native", "llvm"):
+            target = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}
+        elif target in SHORT_NAMES:
+            target = {"kind": "llvm", "mcpu": SHORT_NAMES[target]}
+        else:
+            known = ", ".join(["native", *SHORT_NAMES])
+            raise TargetError(f"unknown target '{target}'; known names are {known}, or a TVM target as JSON")
+    try:
+        return tvm.target.Target(dict(target))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise TargetError(f"TVM does not accept the target {target}: {lines[-1]}") from None
+
+
+def machine_of(target: Any, threads: int | None = None) -> X86Machine:
+    """Read the vector width of an LLVM x86 target, and count its threads.
+
+    Raises
+    ------
+    TargetError
+        When the target is not an x86 processor.
+    """
+    from tvm.target import codegen
+
+    if target.kind.name != "llvm":
+        raise TargetError(f"no kernels for targets of kind '{target.kind.name}' yet; use an x86 target")
+    mcpu = str(target.attrs.get("mcpu", "x86-64-v2"))
+    features = set(codegen.llvm_get_cpu_features(target))
+    if "sse2" not in features:
+        raise TargetError(f"the target '{mcpu}' is not an x86 processor; only x86 kernels exist yet")
+    lanes = 16 if "avx512f" in features else 8 if "avx2" in features else 4
+    count = threads if threads is not None else int(os.environ.get("TVM_NUM_THREADS", "0")) or os.cpu_count() or 1
+    return X86Machine(mcpu=mcpu, lanes=lanes, registers=32 if lanes == 16 else 16, threads=count)
