@@ -1,0 +1,1 @@
+"""Kernel templates for x86 processors, shaped by vector width."""

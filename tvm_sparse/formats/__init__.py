@@ -1,0 +1,1 @@
+"""Sparse weight formats: how a pruned matrix is laid out for a kernel."""

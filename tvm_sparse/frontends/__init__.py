@@ -1,0 +1,1 @@
+"""Front ends: ONNX files, torch.export programs and Relax modules become a Model."""

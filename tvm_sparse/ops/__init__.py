@@ -1,0 +1,1 @@
+"""Operators that carry weights: how each is recognised, and its dense reference."""
