@@ -1,0 +1,523 @@
+"""A compiled model that runs: arrays in, arrays out, on TVM's runtime alone."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import statistics
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import InputError, LibraryError
+from .manifest import Manifest
+from .model import TensorSpec
+
+if TYPE_CHECKING:
+    from .report import Report
+
+ALIGNMENT = 64
+
+_CPU = 1
+_POOLED_ALLOCATOR = 2
+_SHARE_ALL_CORES = -3
+_RUNTIME_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
+
+# TVM keeps one thread pool a Python thread, so that is what remembers how it was configured.
+_pool = threading.local()
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """What one kernel took in one run: the median over the repeats.
+
+    Attributes
+    ----------
+    symbol : str
+        The kernel's name in the library.
+    calls : int
+        Calls in one run.
+    microseconds : float
+        All calls of one run together. Each call carries about a microsecond of measuring.
+    layers : tuple of str
+        The user's layers that it computes; empty for glue.
+    """
+
+    symbol: str
+    calls: int
+    microseconds: float
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured times of one model on one input.
+
+    Attributes
+    ----------
+    kernels : tuple of KernelTime
+        The slowest first.
+    layers : mapping of str to float
+        Microseconds by the user's layer name, for the layers that have kernels of their own.
+    total_microseconds : float
+        Median of whole runs without the instrument.
+    report : Report
+        The module's report with the measured times filled in.
+    """
+
+    kernels: tuple[KernelTime, ...]
+    layers: Mapping[str, float]
+    total_microseconds: float
+    report: Report | None = None
+
+    def __str__(self) -> str:
+        rows = [f"{'microseconds':>12}  {'calls':>5}  kernel"]
+        for row in self.kernels:
+            label = f"{row.symbol} ({', '.join(row.layers)})" if row.layers else row.symbol
+            rows.append(f"{row.microseconds:12.1f}  {row.calls:5d}  {label}")
+        rows.append(f"{self.total_microseconds:12.1f}         whole run, not instrumented")
+        return "\n".join(rows)
+
+
+class CompiledModule:
+    """A compiled model with its manifest; made by `compile` and by `load_module`.
+
+    Calls from several Python threads are safe, and run one after the other.
+
+    Parameters
+    ----------
+    library : tvm_ffi.Module
+        What holds `vm_load_executable`: a runnable module of TVM or a loaded library.
+    manifest : Manifest
+        The names, types and shapes to check calls against.
+    threads : int, optional
+        Threads to run on; by default TVM_NUM_THREADS, then what the module was compiled for.
+    exporter : callable, optional
+        Writes this module to a path; what `export` calls.
+    """
+
+    def __init__(
+        self,
+        library: Any,
+        manifest: Manifest,
+        threads: int | None = None,
+        exporter: Callable[[Path], None] | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"a module runs on one thread or more, not on {threads}")
+        self.manifest = manifest
+        self.threads = threads or int(os.environ.get("TVM_NUM_THREADS") or 0) or manifest.threads
+        self._exporter = exporter
+        self._lock = threading.Lock()
+        self._staging = [_Staging() for _ in manifest.inputs]
+        load_runtime()
+        self._machine = library["vm_load_executable"]()
+        self._machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+        self._main = self._machine["main"]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs in calling order."""
+        return self.manifest.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs in the order in which a call returns them."""
+        return self.manifest.outputs
+
+    @property
+    def report(self) -> Report:
+        """What became of every layer, as it was when the model was compiled."""
+        from .report import Report
+
+        return Report.from_dict(dict(self.manifest.report))
+
+    def __call__(self, *arrays: Any) -> Any:
+        """Run the model on positional inputs.
+
+        Parameters
+        ----------
+        *arrays : numpy.ndarray or any CPU tensor with DLPack
+            One for each of `inputs`, of its dtype and shape. Data that is not contiguous and
+            64-byte aligned is copied first.
+
+        Returns
+        -------
+        numpy.ndarray or list of numpy.ndarray
+            The output, or the list of outputs when there are several. The caller owns them.
+
+        Raises
+        ------
+        InputError
+            When the number, dtype or shape of the inputs does not fit.
+        """
+        if len(arrays) != len(self.inputs):
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise InputError(
+                f"the model takes {_count(len(self.inputs), 'input')} ({names}), "
+                f"and the call gives {len(arrays)}"
+            )
+        outputs = self._run(arrays)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Run the model on inputs by name.
+
+        Parameters
+        ----------
+        inputs : mapping of str to array
+            One array for each of `inputs`; see `__call__`.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            By output name. The caller owns them.
+
+        Raises
+        ------
+        InputError
+            When a name is missing or unknown, or a dtype or shape does not fit.
+        """
+        outputs = self._run(self._by_name(inputs))
+        return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
+
+    def profile(self, *arrays: Any, repeats: int = 10) -> Profile:
+        """Measure every kernel on one input.
+
+        Parameters
+        ----------
+        *arrays : array
+            As for a call; or one mapping by name, as for `run`.
+        repeats : int
+            Instrumented runs; each number is the median over them. One run before them warms up.
+
+        Returns
+        -------
+        Profile
+            The kernels, the slowest first, and the report with measured times.
+        """
+        if repeats < 1:
+            raise InputError(f"a profile needs one repeat or more, not {repeats}")
+        if len(arrays) == 1 and isinstance(arrays[0], Mapping):
+            arrays = tuple(self._by_name(arrays[0]))
+        self(*arrays)
+        totals = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self(*arrays)
+            totals.append(time.perf_counter() - start)
+        runs = [self._instrumented(arrays) for _ in range(repeats)]
+        return _summarise(runs, totals, self.manifest)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the module as one shared library that `load_module` reads.
+
+        The file appears whole or not at all: it is written beside its place and renamed.
+
+        Raises
+        ------
+        LibraryError
+            When the file cannot be written.
+        """
+        if self._exporter is None:
+            raise LibraryError(
+                "this module was not made by compile or load_module and cannot be exported"
+            )
+        self._exporter(Path(path))
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(describe(spec) for spec in self.inputs)
+        outputs = ", ".join(describe(spec) for spec in self.outputs)
+        return f"CompiledModule({inputs} -> {outputs}; {_count(self.threads, 'thread')})"
+
+    def _by_name(self, inputs: Mapping[str, Any]) -> list[Any]:
+        wanted = [spec.name for spec in self.inputs]
+        unknown = [str(name) for name in inputs if name not in wanted]
+        missing = [name for name in wanted if name not in inputs]
+        if unknown or missing:
+            parts = [f"does not know {_quoted(unknown)}"] if unknown else []
+            parts += [f"misses {_quoted(missing)}"] if missing else []
+            raise InputError(f"the model {' and '.join(parts)}; its inputs are {_quoted(wanted)}")
+        return [inputs[name] for name in wanted]
+
+    def _run(self, values: Sequence[Any], instrument: Any = None) -> list[np.ndarray]:
+        arrays = [
+            _as_array(spec.name, value) for spec, value in zip(self.inputs, values, strict=True)
+        ]
+        check_inputs(self.inputs, arrays)
+        with self._lock:
+            _configure_threads(self.threads)
+            tensors = [
+                stage.tensor(array) for stage, array in zip(self._staging, arrays, strict=True)
+            ]
+            if instrument is not None:
+                self._machine["set_instrument"](instrument)
+            try:
+                result = self._main(*tensors)
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"the model failed on these inputs: {_first_line(error)}"
+                ) from error
+            finally:
+                if instrument is not None:
+                    self._machine["set_instrument"](None)
+            # Copied under the lock: an output may be an input's buffer or the model's constant.
+            return [np.array(np.from_dlpack(tensor)) for tensor in _flatten(result)]
+
+    def _instrumented(self, arrays: Sequence[Any]) -> list[tuple[str, float]]:
+        calls: list[tuple[str, float]] = []
+        starts: list[float] = []
+
+        def instrument(_func: Any, symbol: str, before: bool, *_: Any) -> None:
+            now = time.perf_counter()
+            if before:
+                starts.append(time.perf_counter())
+            else:
+                calls.append((str(symbol), now - starts.pop()))
+
+        self._run(arrays, instrument)
+        return calls
+
+
+class _Staging:
+    """One input's aligned buffer, kept between calls so that its pages stay mapped."""
+
+    def __init__(self) -> None:
+        self._buffer: np.ndarray | None = None
+
+    def tensor(self, array: np.ndarray) -> Any:
+        import tvm_ffi
+
+        flags = array.flags
+        # A read-only array is copied because DLPack cannot say "read-only" before NumPy 2.1.
+        if not (flags.c_contiguous and flags.writeable and array.dtype.isnative):
+            array = self._copy(array)
+        elif array.ctypes.data % ALIGNMENT:
+            array = self._copy(array)
+        return tvm_ffi.from_dlpack(array)
+
+    def _copy(self, array: np.ndarray) -> np.ndarray:
+        dtype = array.dtype.newbyteorder("=")
+        buffer = self._buffer
+        if buffer is None or buffer.shape != array.shape or buffer.dtype != dtype:
+            buffer = self._buffer = aligned_empty(array.shape, dtype)
+        np.copyto(buffer, array)
+        return buffer
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Allocate an uninitialised C-contiguous array whose data starts on a 64-byte boundary."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def check_inputs(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> dict[str, int]:
+    """Hold arrays against what a model wants; return the values of the symbolic dimensions.
+
+    Raises
+    ------
+    InputError
+        When a dtype, rank or shape does not fit, when two inputs disagree on a symbolic dimension,
+        or when a dimension is zero.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec, array in zip(specs, arrays, strict=True):
+        _check_dtype(spec, array)
+        if array.ndim != len(spec.shape):
+            raise InputError(
+                f"input '{spec.name}' has {_count(array.ndim, 'dimension')}, {array.shape}; "
+                f"the model wants {_shape(spec)}"
+            )
+        if 0 in array.shape:
+            raise InputError(f"input '{spec.name}' is empty: its shape is {array.shape}")
+        for want, got in zip(spec.shape, array.shape, strict=True):
+            _check_dimension(spec, array, want, got, sizes)
+    return {name: size for name, (size, _) in sizes.items()}
+
+
+def _check_dtype(spec: TensorSpec, array: np.ndarray) -> None:
+    got = str(array.dtype.newbyteorder("="))
+    if got != spec.dtype:
+        raise InputError(
+            f"input '{spec.name}' is {got}, and the model wants {spec.dtype}: "
+            f"convert it with .astype('{spec.dtype}')"
+        )
+
+
+def _check_dimension(
+    spec: TensorSpec,
+    array: np.ndarray,
+    want: int | str,
+    got: int,
+    sizes: dict[str, tuple[int, str]],
+) -> None:
+    if isinstance(want, int):
+        if want != got:
+            raise InputError(
+                f"input '{spec.name}' has shape {array.shape}, and the model wants {_shape(spec)}"
+            )
+        return
+    size, first = sizes.setdefault(want, (got, spec.name))
+    if size != got:
+        raise InputError(
+            f"input '{spec.name}' has shape {array.shape}, and the model wants {_shape(spec)}: "
+            f"'{want}' is {size} in input '{first}' and {got} here"
+        )
+
+
+def describe(spec: TensorSpec) -> str:
+    """Write a tensor as ``name: float32 (batch, 128)``."""
+    return f"{spec.name}: {spec.dtype} {_shape(spec)}"
+
+
+def load_runtime() -> None:
+    """Load TVM's runtime library, unless it is there already; never imports the `tvm` package.
+
+    Raises
+    ------
+    LibraryError
+        When TVM is not installed, or its runtime cannot be loaded.
+    """
+    import tvm_ffi
+
+    if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is not None:
+        return
+    path = _find_runtime()
+    try:
+        # Global, because a library's code looks its helpers up among the process's symbols.
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise LibraryError(f"TVM's runtime cannot be loaded: {error}") from None
+
+
+def _find_runtime() -> Path:
+    folders = [Path(os.environ["TVM_LIBRARY_PATH"])] if os.environ.get("TVM_LIBRARY_PATH") else []
+    spec = importlib.util.find_spec("tvm")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        folders.append(Path(location) / "lib")
+    for folder in folders:
+        for name in _RUNTIME_LIBRARIES:
+            if (folder / name).is_file():
+                return folder / name
+    raise LibraryError(
+        "TVM's runtime library was not found; install it with: pip install apache-tvm"
+    )
+
+
+def _configure_threads(threads: int) -> None:
+    if getattr(_pool, "threads", None) == threads:
+        return
+    import tvm_ffi
+
+    cores = _available_cores()
+    tvm_ffi.get_global_func("runtime.config_threadpool")(
+        _SHARE_ALL_CORES, min(threads, len(cores)), [str(core) for core in cores]
+    )
+    _pool.threads = threads
+    granted = int(tvm_ffi.get_global_func("runtime.NumThreads")())
+    if granted < threads:
+        warnings.warn(
+            f"the module asks for {_count(threads, 'thread')} and runs on {granted}: this machine "
+            f"allows {len(cores)}, and TVM's pool cannot grow once it has started",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _available_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.generic):
+        return np.asarray(value)
+    if not hasattr(value, "__dlpack__"):
+        kind = type(value).__name__
+        raise InputError(
+            f"input '{name}' is of type {kind}; give a NumPy array or a tensor with DLPack"
+        )
+    device = getattr(value, "__dlpack_device__", lambda: (_CPU, 0))()
+    if int(device[0]) != _CPU:
+        raise InputError(f"input '{name}' lies on another device; copy it to the CPU first")
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"input '{name}' cannot be read through DLPack: {_first_line(error)}"
+        ) from None
+
+
+def _flatten(result: Any) -> list[Any]:
+    if hasattr(result, "__dlpack__"):
+        return [result]
+    return [tensor for item in result for tensor in _flatten(item)]
+
+
+def _summarise(
+    runs: Sequence[Sequence[tuple[str, float]]], totals: Sequence[float], manifest: Manifest
+) -> Profile:
+    symbols = [symbol for symbol, _ in runs[0]]
+    times = [statistics.median(run[i][1] for run in runs) * 1e6 for i in range(len(symbols))]
+    by_symbol: dict[str, list[float]] = {}
+    for symbol, microseconds in zip(symbols, times, strict=True):
+        by_symbol.setdefault(symbol, []).append(microseconds)
+    layers: dict[str, float] = {}
+    rows = []
+    for symbol, each in by_symbol.items():
+        names = manifest.kernels.get(symbol, ())
+        rows.append(KernelTime(symbol, len(each), sum(each), names))
+        for name, microseconds in _share(names, each):
+            layers[name] = layers.get(name, 0.0) + microseconds
+    rows.sort(key=lambda row: -row.microseconds)
+    report = _measured_report(manifest, layers) if manifest.report else None
+    return Profile(tuple(rows), layers, statistics.median(totals) * 1e6, report)
+
+
+def _share(names: Sequence[str], each: Sequence[float]) -> list[tuple[str, float]]:
+    """Give each call to the layer that made it; no guess where calls and names do not match."""
+    if len(names) == 1:
+        return [(names[0], sum(each))]
+    return list(zip(names, each, strict=True)) if len(names) == len(each) else []
+
+
+def _measured_report(manifest: Manifest, layers: Mapping[str, float]) -> Report:
+    from .report import Report
+
+    data = dict(manifest.report)
+    data["layers"] = [
+        {**row, "measured_us": layers[row["name"]]} if row.get("name") in layers else row
+        for row in data.get("layers", [])
+    ]
+    return Report.from_dict(data)
+
+
+def _shape(spec: TensorSpec) -> str:
+    inner = ", ".join(str(dim) for dim in spec.shape)
+    return f"({inner},)" if len(spec.shape) == 1 else f"({inner})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
