@@ -1,1 +1,17 @@
-"""Sparse weight formats: how a pruned matrix is laid out for a kernel."""
+"""Sparse weight formats: how a pruned matrix is laid out for a kernel.
+
+A format is a row in `FORMATS`; the contract tests in tests/unit/test_formats.py run over the table.
+"""
+
+from __future__ import annotations
+
+from .base import Match, PackedWeight, SparseFormat
+from .dense_panels import DensePanels
+from .register_tiled import RegisterTiled
+
+FORMATS: dict[str, SparseFormat] = {
+    "dense": DensePanels(),
+    "register_tiled": RegisterTiled(),
+}
+
+__all__ = ["FORMATS", "Match", "PackedWeight", "SparseFormat"]

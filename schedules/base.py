@@ -1,0 +1,54 @@
+"""What a kernel template is, and what building one gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..formats import Match, PackedWeight
+from ..profile import SparsityProfile
+from ..targets import X86Machine
+from ..workload import Workload
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class KernelTemplate:
+    """One family of kernels.
+
+    Attributes
+    ----------
+    name : str
+        Key in the table of templates, shown in reports.
+    format : str
+        The weight format that it reads, a key of `formats.FORMATS`.
+    supports : callable
+        (workload, machine) -> Match: whether it can compute this, else the reason.
+    space : callable
+        (workload, machine) -> list of configurations, the default first.
+    build : callable
+        (workload, machine, packed weight) -> PrimFunc with the arguments x, the packed arrays in their order, the
+        per-channel vectors, the tensors of the epilogue, y. Two packed weights of equal `config` and shape give the same
+        function unless `specialised` says otherwise.
+    estimate : callable
+        (workload, machine, profile, config) -> microseconds.
+    """
+
+    name: str
+    format: str
+    supports: Callable[[Workload, X86Machine], Match]
+    space: Callable[[Workload, X86Machine], Sequence[Config]]
+    build: Callable[[Workload, X86Machine, PackedWeight], Any]
+    estimate: Callable[[Workload, X86Machine, SparsityProfile, Config], float]
+
+
+def matrix_view(weight: np.ndarray, op: str) -> np.ndarray:
+    """Show a weight as formats pack it: [output features, everything else].
+
+    A matmul weight is stored [K, M] and seen transposed; a convolution's OIHW weight is flattened behind its first axis.
+    """
+    return weight.T if op == "matmul" else weight.reshape(weight.shape[0], -1)

@@ -1,0 +1,226 @@
+"""The kernel family of x86: Y = W X over panels of activations, for matmul and convolution, sparse and dense.
+
+Activations are taken a panel of `nt` vectors at a time. Per block of `kb` columns of W the panel is packed into L1 as
+[kb][nt * lanes], and every panel of `mr` weight rows runs its register tile over it. What differs between operators is
+how a panel is packed and how results are stored (`matmul_io`, `conv_io`); what differs between formats is the inner
+loop (`panel_weights`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as B
+
+from ...workload import Epilogue
+from ..vectors import Vectors
+from .panel_weights import DenseWeight, MaskedWeight, RegisterTile
+
+Weight = MaskedWeight | DenseWeight
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Panels of activations: `full` of width `nt` vectors, then `rest` of `nt_rest` vectors.
+
+    The counts are Python integers, or TIR expressions where the number of columns is symbolic.
+    """
+
+    nt: int
+    full: Any
+    nt_rest: int
+    rest: Any
+
+    @property
+    def total(self) -> Any:
+        """Number of panels."""
+        return self.full + self.rest
+
+
+def split_columns(columns: Any, nt: int, lanes: int) -> Tiles:
+    """Cover `columns` by panels of `nt` vectors and a narrower rest.
+
+    A known number of columns ends in one panel that is as narrow as possible; a symbolic one ends in panels of one
+    vector.
+    """
+    width = nt * lanes
+    if isinstance(columns, int):
+        rest = columns % width
+        return Tiles(nt, columns // width, -(-rest // lanes), 1 if rest else 0)
+    full = T.floordiv(columns, width)
+    return Tiles(nt, full, 1, T.floordiv(columns - full * width + lanes - 1, lanes))
+
+
+class PanelIO(Protocol):
+    """How one operator feeds and drains the register tile."""
+
+    def declare_input(self) -> None:
+        """Declare the activations, the first argument."""
+
+    def declare_output(self) -> None:
+        """Declare the epilogue's operands and the result, the last arguments."""
+
+    def open_views(self) -> None:
+        """Alias the arguments of several dimensions as flat buffers, once all are declared."""
+
+    def columns(self) -> Any:
+        """Columns of X that one image (or the whole batch of tokens) has."""
+
+    def images(self) -> Any:
+        """How often the whole product runs, each time on its own X."""
+
+    def prepare(self, image: Any) -> None:
+        """Emit what comes before the panels of an image."""
+
+    def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
+        """Emit the packing of a block of columns [first, first + nt vectors) into `panel`."""
+
+    def begin_unit(self, row_range: tuple[Any, Any], nt: int) -> None:
+        """Allocate what one unit of work needs."""
+
+    def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
+        """Emit the final store of a register tile."""
+
+    def end_unit(self, image: Any, first: Any, nt: int, row_range: tuple[Any, Any]) -> None:
+        """Emit what comes after the last block of a unit."""
+
+
+@dataclass(frozen=True)
+class PanelShape:
+    """The sizes that a panel kernel is specialised to.
+
+    `splits` are the bounds of the row ranges that run as separate units: (matrix rows, panels) at each bound.
+    """
+
+    rows: int
+    columns: int
+    mr: int
+    nt: int
+    kb: int
+    splits: tuple[tuple[int, int], ...]
+    lanes: int
+    threads: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of columns."""
+        return -(-self.columns // self.kb)
+
+    @property
+    def tallest(self) -> int:
+        """Rows of the largest row range, with the slots behind the last row."""
+        bounds = self.splits
+        return max(
+            max(hi[0] - lo[0], (hi[1] - lo[1]) * self.mr) for lo, hi in zip(bounds, bounds[1:])
+        )
+
+
+def build_panel_kernel(
+    name: str, shape: PanelShape, io: PanelIO, weight: Weight, epilogue: Epilogue
+) -> Any:
+    """Build the PrimFunc: arguments x, weight arrays, epilogue vectors, epilogue tensors, y."""
+    with IRBuilder() as builder:
+        with B.prim_func():
+            B.func_name(name)
+            B.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            io.declare_input()
+            args = weight.declare()
+            io.declare_output()
+            io.open_views()
+            tiles = split_columns(io.columns(), shape.nt, shape.lanes)
+            splits = len(shape.splits) - 1
+            with B.serial(0, io.images()) as image:
+                io.prepare(image)
+                loop = B.parallel if shape.threads > 1 else B.serial
+                with loop(0, tiles.total * splits) as unit:
+                    _emit_unit(shape, io, weight, args, tiles, image, unit)
+    return builder.get()
+
+
+def _emit_unit(
+    shape: PanelShape,
+    io: PanelIO,
+    weight: Weight,
+    args: dict[str, Any],
+    tiles: Tiles,
+    image: Any,
+    unit: Any,
+) -> None:
+    splits = len(shape.splits) - 1
+    tile_index = unit if splits == 1 else T.floordiv(unit, splits)
+
+    def emit(nt: int, first: Any) -> None:
+        if splits == 1:
+            _emit_rows(shape, io, weight, args, nt, image, first, shape.splits[0], shape.splits[1])
+            return
+        part = T.floormod(unit, splits)
+        for index, (low, high) in enumerate(zip(shape.splits, shape.splits[1:])):
+            with B.If(part == index), B.Then():
+                _emit_rows(shape, io, weight, args, nt, image, first, low, high)
+
+    width, narrow = tiles.nt * shape.lanes, tiles.nt_rest * shape.lanes
+    wide_only = isinstance(tiles.rest, int) and tiles.rest == 0
+    narrow_only = isinstance(tiles.full, int) and tiles.full == 0
+    if wide_only:
+        emit(tiles.nt, tile_index * width)
+    elif narrow_only:
+        emit(tiles.nt_rest, tile_index * narrow)
+    else:
+        with B.If(tile_index < tiles.full):
+            with B.Then():
+                emit(tiles.nt, tile_index * width)
+            with B.Else():
+                emit(tiles.nt_rest, tiles.full * width + (tile_index - tiles.full) * narrow)
+
+
+def _emit_rows(
+    shape: PanelShape,
+    io: PanelIO,
+    weight: Weight,
+    args: dict[str, Any],
+    nt: int,
+    image: Any,
+    first: Any,
+    low: tuple[int, int],
+    high: tuple[int, int],
+) -> None:
+    """One panel of activations times the weight rows from `low` to `high`."""
+    vectors = Vectors(shape.lanes)
+    width = nt * shape.lanes
+    depth = -(-min(shape.kb, shape.columns) // shape.lanes) * shape.lanes
+    panel = B.alloc_buffer((depth * width + shape.lanes,), "float32", scope="global")
+    partial = None
+    if shape.blocks > 1:
+        partial = B.alloc_buffer((shape.tallest * width,), "float32", scope="global")
+    io.begin_unit((low[0], high[0]), nt)
+    with B.serial(0, shape.blocks) as block:
+        io.pack(panel, image, first, nt, block)
+        with B.serial(low[1], high[1]) as row_panel:
+            tile = RegisterTile(vectors, shape.mr, nt)
+            rows = [weight.row(args, row_panel, r) for r in range(shape.mr)]
+
+            def at(r: int, row_panel: Any = row_panel) -> Any:
+                return ((row_panel - low[1]) * shape.mr + r) * width
+
+            if partial is None:
+                tile.clear()
+            else:
+                with B.If(block == 0):
+                    with B.Then():
+                        tile.clear()
+                    with B.Else():
+                        tile.read(partial, at)
+            weight.accumulate(args, tile, block, row_panel, panel)
+            if partial is None:
+                io.store_rows(tile, rows, image, first)
+            else:
+                with B.If(block == shape.blocks - 1):
+                    with B.Then():
+                        io.store_rows(tile, rows, image, first)
+                    with B.Else():
+                        tile.write(partial, at)
+    io.end_unit(image, first, nt, (low[0], high[0]))
