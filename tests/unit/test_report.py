@@ -1,0 +1,220 @@
+"""Reports: layers in the user's words, refusals with their reasons, JSON that comes back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tvm_sparse.errors import SparseError
+from tvm_sparse.report import LayerReport, Report, format_bytes
+
+SPARSE = LayerReport(
+    name="encoder.layer.0.intermediate.dense",
+    op="matmul",
+    shape=(3072, 768),
+    dtype="float32",
+    density=0.1,
+    pattern="unstructured",
+    nnz=235930,
+    format="tiled",
+    kernel="spmm",
+    config={"mr": 4, "nt": 4},
+    source="record",
+    reason="fastest of 12",
+    expected_us=98.25,
+    dense_us=604.0,
+    bytes_dense=9437184,
+    bytes_packed=1300000,
+    error=1e-6,
+    error_bound=1e-5,
+)
+DENSE = replace(
+    SPARSE,
+    name="classifier",
+    shape=(2, 768),
+    density=0.9,
+    nnz=1382,
+    format="dense",
+    kernel=None,
+    config=None,
+    source="cost model",
+    reason="90 % of it is nonzero, and the dense kernel is faster",
+    bytes_dense=6144,
+    bytes_packed=6144,
+)
+FOUND = LayerReport(
+    name="conv1", op="conv2d", shape=(64, 3, 7, 7), density=0.25, pattern="2:4", nnz=2352
+)
+
+
+def report(*layers: LayerReport, **more: object) -> Report:
+    return Report(source="bert.onnx", target="x86-64-v4", threads=1, layers=layers, **more)  # type: ignore[arg-type]
+
+
+def test_the_table_names_layers_and_shows_what_became_of_them() -> None:
+    text = report(SPARSE, DENSE).render(400)
+    line = next(row for row in text.splitlines() if row.startswith(SPARSE.name))
+    for word in (
+        "matmul",
+        "3072x768",
+        "10.0 %",
+        "235,930",
+        "tiled",
+        "mr=4 nt=4",
+        "98.2",
+        "604.0",
+        "9.0 MiB",
+    ):
+        assert word in line
+    assert text.splitlines()[0] == "bert.onnx for x86-64-v4 on 1 thread"
+
+
+def test_the_totals_count_layers_and_bytes() -> None:
+    text = report(SPARSE, DENSE, totals={"compile_seconds": 41.25}).render(400)
+    assert "2 layers with weights; 1 sparse, 1 dense; 10.1 % of the weights are nonzero" in text
+    assert "9.0 MiB dense, 1.2 MiB packed" in text
+    assert "compile seconds: 41.25" in text
+
+
+def test_an_inspection_shows_profile_columns_only() -> None:
+    text = Report(source="m.onnx", layers=(FOUND,)).render(200)
+    header = text.splitlines()[2].split()
+    assert header == ["layer", "op", "shape", "nonzero", "nnz", "pattern"]
+    assert "sparse" not in text
+    assert text.splitlines()[0] == "m.onnx"
+
+
+def test_the_type_is_shown_only_where_it_is_not_float32() -> None:
+    assert "dtype" not in report(SPARSE).render(400)
+    assert "float64" in report(SPARSE, replace(DENSE, dtype="float64")).render(400)
+
+
+def test_refusals_are_grouped_by_reason_and_name_their_layers() -> None:
+    others = [replace(DENSE, name=f"fc{index}", reason="too small") for index in range(9)]
+    text = report(SPARSE, DENSE, *others).render(400)
+    tail = text.split("not made sparse:")[1]
+    assert f"{DENSE.reason}: classifier" in tail
+    assert tail.count("too small") == 1
+    assert "fc0, fc1, fc2, fc3, fc4, fc5 and 3 more" in tail
+    assert SPARSE.reason is not None and SPARSE.reason not in tail
+
+
+def test_notes_are_printed() -> None:
+    assert "note: batch is symbolic" in report(SPARSE, notes=("batch is symbolic",)).render(100)
+
+
+@pytest.mark.parametrize("width", [100, 130, 180])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    # Sixteen columns of numbers and short words do not fit a narrow terminal; these do.
+    slim = [
+        replace(layer, expected_us=None, error=None, error_bound=None, dtype=None)
+        for layer in (SPARSE, DENSE)
+    ]
+    slim = [replace(layer, nnz=None, bytes_packed=None, source=None, kernel=None) for layer in slim]
+    slim = [replace(layer, name=layer.name * 4) for layer in slim]
+    text = report(*slim, notes=("a long note " * 30,)).render(width)
+    assert max(map(len, text.splitlines())) <= width
+    joined = "".join(
+        line[: line.find("  ")]
+        for line in text.splitlines()
+        if "encoder" in line or "dense" in line
+    )
+    assert "encoder" in joined
+
+
+def test_a_long_name_is_wrapped_and_not_cut() -> None:
+    name = "x" * 50 + "y" * 50
+    text = report(replace(FOUND, name=name)).render(70)
+    assert text.count("x") - text.count("x", 0, text.index("---")) >= 50
+    assert text.count("y") >= 50
+
+
+def test_numbers_are_right_aligned() -> None:
+    lines = report(SPARSE, DENSE).render(400).splitlines()
+    header, first, second = lines[2], lines[4], lines[5]
+    end = header.index("nnz") + 3
+    assert first[:end].endswith("235,930") and second[:end].endswith("1,382")
+
+
+def test_a_model_without_weights_has_a_report_too() -> None:
+    assert "0 layers with weights" in str(report())
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        report(),
+        report(
+            SPARSE, DENSE, FOUND, notes=("one", "two"), totals={"model_us": 12.5, "machine": "box"}
+        ),
+        Report(source="m.onnx", layers=(FOUND,)),
+        report(replace(SPARSE, error=math.inf, measured_us=-math.inf)),
+    ],
+)
+def test_json_comes_back_as_the_same_report(example: Report) -> None:
+    assert Report.from_json(example.to_json()) == example
+
+
+def test_json_is_strict_and_has_a_version_and_a_summary() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    data = json.loads(report(replace(SPARSE, error=math.nan)).to_json(), parse_constant=refuse)
+    assert data["version"] == 1
+    assert data["summary"]["sparse"] == 1
+    assert data["layers"][0]["error"] == "nan"
+
+
+def test_numpy_numbers_become_json_numbers() -> None:
+    layer = replace(FOUND, nnz=np.int64(5), density=np.float32(0.25), config={"mr": np.int32(4)})
+    data = json.loads(report(layer).to_json())
+    assert data["layers"][0]["nnz"] == 5
+    assert data["layers"][0]["config"] == {"mr": 4}
+
+
+def test_fields_of_a_later_writer_are_ignored() -> None:
+    data = json.loads(report(FOUND).to_json())
+    data["layers"][0]["colour"] = "green"
+    data["colour"] = "green"
+    assert Report.from_json(json.dumps(data)) == report(FOUND)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "no version"),
+        ("{}", "no version"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1}', "not a whole report"),
+        ('{"version": 1, "source": "", "target": "", "threads": 1, "layers": [1]}', "not a whole"),
+    ],
+)
+def test_what_is_no_report_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(SparseError, match=words):
+        Report.from_json(text)
+
+
+def test_the_file_holds_the_same_text_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    assert report(SPARSE).to_json(path) == path.read_text()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SparseError, match="cannot write the report"):
+        report(SPARSE).to_json(tmp_path / "missing" / "report.json")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (2 << 40, "2.0 TiB")],
+)
+def test_sizes_carry_binary_units(count: int, text: str) -> None:
+    assert format_bytes(count) == text
