@@ -16,7 +16,7 @@ from .errors import SparseError
 
 VERSION = 1
 _GAP = "  "
-_NARROWEST = 10
+_NARROWEST = 12
 _NAMES_IN_A_REASON = 6
 
 
@@ -183,7 +183,7 @@ class Report:
             Characters a line; the terminal's width when omitted.
         """
         width = width or shutil.get_terminal_size((120, 24)).columns
-        parts = [self._heading(), _table(self.layers, width), self._total_lines()]
+        parts = [self._heading(), _table(self.layers, width), self._total_lines(width)]
         parts += [_refusals(self.layers, width)]
         parts += ["\n".join(_hang(f"note: {note}", width) for note in self.notes)]
         return "\n\n".join(part for part in parts if part)
@@ -199,7 +199,7 @@ class Report:
             parts.append(f"on {self.threads} thread{'s' if self.threads != 1 else ''}")
         return " ".join(parts)
 
-    def _total_lines(self) -> str:
+    def _total_lines(self, width: int) -> str:
         found = self.summary()
         parts = [f"{found['layers']} layer{'s' if found['layers'] != 1 else ''} with weights"]
         if "sparse" in found:
@@ -211,7 +211,9 @@ class Report:
             if "bytes_packed" in found:
                 size += f", {format_bytes(found['bytes_packed'])} packed"
             parts.append(size)
-        lines = ["total: " + "; ".join(parts)]
+        lines = [
+            textwrap.fill("total: " + "; ".join(parts), max(width, 40), subsequent_indent="  ")
+        ]
         lines += [f"{name.replace('_', ' ')}: {_number(v)}" for name, v in self.totals.items()]
         return "\n".join(lines)
 
@@ -263,23 +265,35 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("expected us", "expected_us", "{:,.1f}".format, number=True),
     _Column("dense us", "dense_us", "{:,.1f}".format, number=True),
     _Column("measured us", "measured_us", "{:,.1f}".format, number=True),
-    _Column("dense", "bytes_dense", format_bytes, number=True),
-    _Column("packed", "bytes_packed", format_bytes, number=True),
+    _Column("dense size", "bytes_dense", format_bytes, number=True),
+    _Column("packed size", "bytes_packed", format_bytes, number=True),
     _Column("error", "error", "{:.1e}".format, number=True),
     _Column("bound", "error_bound", "{:.1e}".format, number=True),
 )
 
 
+# What a narrow terminal does without, the first first; JSON has it all.
+_EXPENDABLE = ("nnz", "error_bound", "dtype", "bytes_dense", "config", "source", "op", "error")
+
+
 def _table(layers: tuple[LayerReport, ...], width: int) -> str:
     columns = [column for column in _COLUMNS if _says_something(column, layers)]
-    cells = [[_cell(column, layer) for column in columns] for layer in layers]
-    if not cells:
+    if not layers:
         return ""
-    widths = _widths(columns, cells, width)
+    widths = _widths(columns, layers, width)
+    dropped: list[str] = []
+    for attribute in _EXPENDABLE:
+        if _extent(widths) <= width:
+            break
+        dropped += [column.title for column in columns if column.attribute == attribute]
+        columns = [column for column in columns if column.attribute != attribute]
+        widths = _widths(columns, layers, width)
     lines = _row([column.title for column in columns], columns, widths)
     lines.append(_GAP.join("-" * extent for extent in widths))
-    for row in cells:
-        lines += _row(row, columns, widths)
+    for layer in layers:
+        lines += _row([_cell(column, layer) for column in columns], columns, widths)
+    if dropped:
+        lines.append(_hang(f"too narrow to show {', '.join(dropped)}", width))
     return "\n".join(lines)
 
 
@@ -295,20 +309,22 @@ def _cell(column: _Column, layer: LayerReport) -> str:
     return "" if value is None else column.show(value)
 
 
-def _widths(columns: list[_Column], cells: list[list[str]], width: int) -> list[int]:
+def _extent(widths: list[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _widths(columns: list[_Column], layers: tuple[LayerReport, ...], width: int) -> list[int]:
     """Give each column what it needs, then take from the widest texts what the terminal lacks."""
     widths = []
-    for column, texts_of_column in zip(columns, zip(*cells, strict=True), strict=True):
-        title = len(column.title) if column.number else min(len(column.title), _NARROWEST)
-        widths.append(max(title, *map(len, texts_of_column)))
+    for column in columns:
+        title = max(map(len, column.title.split()))
+        widths.append(max(title, *(len(_cell(column, layer)) for layer in layers)))
     texts = [index for index, column in enumerate(columns) if not column.number]
-    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - width
-    while excess > 0:
+    while _extent(widths) > width:
         widest = max(texts, key=lambda index: widths[index])
         if widths[widest] <= _NARROWEST:
             break
         widths[widest] -= 1
-        excess -= 1
     return widths
 
 
