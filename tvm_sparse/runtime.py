@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import statistics
 import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,10 +135,18 @@ class CompiledModule:
 
     @property
     def report(self) -> Report:
-        """What became of every layer, as it was when the model was compiled."""
+        """What became of every layer, as it was when the model was compiled.
+
+        Raises
+        ------
+        LibraryError
+            When the library was exported without a report.
+        """
+        if not self.manifest.report:
+            raise LibraryError("this library was exported without a report")
         from .report import Report
 
-        return Report.from_dict(dict(self.manifest.report))
+        return Report.from_json(json.dumps(self.manifest.report))
 
     def __call__(self, *arrays: Any) -> Any:
         """Run the model on positional inputs.
@@ -497,12 +506,9 @@ def _share(names: Sequence[str], each: Sequence[float]) -> list[tuple[str, float
 def _measured_report(manifest: Manifest, layers: Mapping[str, float]) -> Report:
     from .report import Report
 
-    data = dict(manifest.report)
-    data["layers"] = [
-        {**row, "measured_us": layers[row["name"]]} if row.get("name") in layers else row
-        for row in data.get("layers", [])
-    ]
-    return Report.from_dict(data)
+    report = Report.from_json(json.dumps(manifest.report))
+    rows = (replace(row, measured_us=layers.get(row.name)) for row in report.layers)
+    return replace(report, layers=tuple(rows))
 
 
 def _shape(spec: TensorSpec) -> str:
