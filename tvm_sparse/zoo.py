@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -98,11 +99,12 @@ class _Initialiser:
     ) -> None:
         self.nodes = nodes
         self.shapes = shapes
-        self.rng = np.random.default_rng(seed)
+        self.seed = seed
         self.values: dict[str, np.ndarray] = {}
         self.square: dict[str, float] = {}
         self.alias: dict[str, str] = {}
         self.residual: set[str] = set()
+        self.deviations: set[str] = set()
 
     def run(self) -> dict[str, np.ndarray]:
         """Return the value of each name in `shapes`."""
@@ -112,21 +114,26 @@ class _Initialiser:
                 continue
             self.square[node.output[0]] = self._visit(node)
         for name, shape in self.shapes.items():
-            self.values.setdefault(name, self._small(shape))
+            if name not in self.values:
+                small = self._rng(name).standard_normal(shape, dtype=np.float32)
+                self.values[name] = np.float32(0.05) * small
         return self.values
+
+    def _rng(self, name: str) -> np.random.Generator:
+        """Draw each weight from its own stream, whatever else the graph holds."""
+        return np.random.default_rng([self.seed, zlib.crc32(name.encode())])
 
     def _root(self, name: str) -> str:
         while name in self.alias:
             name = self.alias[name]
         return name if name in self.shapes else ""
 
-    def _small(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.float32(0.05) * self.rng.standard_normal(shape, dtype=np.float32)
-
     def _uniform(self, name: str, low: float, high: float) -> None:
         root = self._root(name)
         if root and root not in self.values:
-            self.values[root] = self.rng.uniform(low, high, self.shapes[root]).astype(np.float32)
+            self.values[root] = (
+                self._rng(root).uniform(low, high, self.shapes[root]).astype(np.float32)
+            )
 
     def _visit(self, node: onnx.NodeProto) -> float:
         known = [self.square.get(name, 1.0) for name in node.input if name and not self._root(name)]
@@ -142,6 +149,10 @@ class _Initialiser:
         if node.op_type == "Mul":
             for name in node.input:
                 self._uniform(name, 0.8, 1.2)
+        if node.op_type == "Sqrt":
+            self.deviations.add(node.output[0])
+        if node.op_type == "Div" and node.input[1] in self.deviations:
+            return 1.0
         if node.op_type in ("Sum", "Add"):
             if len(known) > 1:
                 self.residual.add(node.output[0])
@@ -167,7 +178,7 @@ class _Initialiser:
         if root not in self.values:
             std = 1.0 / np.sqrt(fan_in * max(square, 1e-6))
             flat = (int(np.prod(shape[:-1])), shape[-1]) if node.op_type != "Conv" else shape
-            self.values[root] = trained_like(self.rng, flat, std).reshape(shape)
+            self.values[root] = trained_like(self._rng(root), flat, std).reshape(shape)
         return 1.0
 
 
