@@ -25,11 +25,11 @@ class Vectors:
         return B.alloc_buffer((self.lanes,), "float32", scope="global")
 
     def load(self, buffer: Any, base: Any = 0) -> Any:
-        """Read `lanes` consecutive elements."""
+        """Read `lanes` consecutive elements of a flat buffer."""
         return buffer[B.ramp(base, 1, self.lanes)]
 
     def store(self, buffer: Any, value: Any, base: Any = 0) -> None:
-        """Write `lanes` consecutive elements."""
+        """Write `lanes` consecutive elements of a flat buffer."""
         B.buffer_store(buffer, value, [B.ramp(base, 1, self.lanes)])
 
     def splat(self, scalar: Any) -> Any:

@@ -133,7 +133,7 @@ class Workload:
     """Everything but the weight's values that a kernel template needs; part of every record's key."""
 
     op: Literal["matmul", "conv2d"]
-    geometry: Geometry
+    geometry: Geometry | None
     dtype: str = "float32"
     epilogue: Epilogue = field(default_factory=Epilogue)
     threads: int = 1

@@ -8,6 +8,7 @@ a copy may run past its row, the next one mends it. 1x1 convolutions of stride 1
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -27,19 +28,26 @@ class ConvIO:
     def __init__(
         self, geometry: Conv2dGeometry, epilogue: Epilogue, lanes: int, kb: int, threads: int
     ) -> None:
-        self.geometry, self.epilogue = geometry, epilogue
+        self.whole, self.epilogue = geometry, epilogue
         self.vectors, self.kb, self.threads = Vectors(lanes), kb, threads
         self.batch = tirx.Var("n", "int64") if geometry.batch is None else geometry.batch
-        self.padded = PaddedImage(geometry, lanes)
+        # In NCHW the channels of a group lie side by side, so a group of an image is an image of its own.
+        self.geometry = replace(
+            geometry,
+            in_channels=geometry.in_channels // geometry.groups,
+            out_channels=geometry.out_channels // geometry.groups,
+            groups=1,
+        )
+        self.padded = PaddedImage(self.geometry, lanes)
 
     def declare_input(self) -> None:
         """Declare x."""
-        g = self.geometry
+        g = self.whole
         self.x = argument("x", (self.batch, g.in_channels, g.in_height, g.in_width))
 
     def declare_output(self) -> None:
         """Declare the epilogue's vectors [oc] and tensors (the shape of y), and y."""
-        g = self.geometry
+        g = self.whole
         shape = (self.batch, g.out_channels, g.out_height, g.out_width)
         self.channels = [
             B.arg(f"channel{i}", B.Buffer((g.out_channels,), "float32"))
@@ -58,8 +66,12 @@ class ConvIO:
         return self.geometry.pixels
 
     def images(self) -> Any:
-        """Run once an image."""
-        return self.batch
+        """Run once an image and group."""
+        return self.batch * self.whole.groups
+
+    def group(self, image: Any) -> Any:
+        """Groups follow each other within an image."""
+        return T.floormod(image, self.whole.groups) if self.whole.groups > 1 else 0
 
     def prepare(self, image: Any) -> None:
         """Copy the image into its padded form, a channel a step."""
@@ -160,6 +172,7 @@ class ConvIO:
         """Store one row of the tile, from its registers, or from `values` at `offset` where that is given."""
         g, v = self.geometry, self.vectors
         base = (image * g.out_channels + row) * g.pixels + first
+        channel = self.group(image) * g.out_channels + row
 
         def emit_vector(j: Any, acc: Any, masked: bool) -> None:
             at = base + j * v.lanes
@@ -172,7 +185,7 @@ class ConvIO:
             result = emit_epilogue(
                 self.epilogue,
                 acc,
-                lambda index: v.keep(v.splat(self.channels[index][row])),
+                lambda index: v.keep(v.splat(self.channels[index][channel])),
                 load,
                 v.lanes,
             )

@@ -49,6 +49,10 @@ class MatmulIO:
         """Run the product once."""
         return 1
 
+    def group(self, image: Any) -> Any:
+        """One weight."""
+        return 0
+
     def prepare(self, image: Any) -> None:
         """Nothing to prepare."""
 

@@ -71,7 +71,10 @@ class PanelIO(Protocol):
         """Columns of X that one image (or the whole batch of tokens) has."""
 
     def images(self) -> Any:
-        """How often the whole product runs, each time on its own X."""
+        """How often the whole product runs, each time on its own X: images, times groups."""
+
+    def group(self, image: Any) -> Any:
+        """Which group's weight an image is multiplied with."""
 
     def prepare(self, image: Any) -> None:
         """Emit what comes before the panels of an image."""
@@ -214,7 +217,7 @@ def _emit_rows(
                         tile.clear()
                     with B.Else():
                         tile.read(partial, at)
-            weight.accumulate(args, tile, block, row_panel, panel)
+            weight.accumulate(args, tile, io.group(image), block, row_panel, panel)
             if partial is None:
                 io.store_rows(tile, rows, image, first)
             else:

@@ -80,20 +80,20 @@ class MaskedWeight:
         return args["rows"][panel * self.mr + slot]
 
     def accumulate(
-        self, args: dict[str, Any], tile: RegisterTile, block: Any, panel: Any, x: Any
+        self, args: dict[str, Any], tile: RegisterTile, group: Any, block: Any, panel: Any, x: Any
     ) -> None:
         """Add the (block, panel) part of W X to the tile; `x` holds the block as [kb][width].
 
         Positions are counted up instead of computed from the loop variable: LLVM then leaves the short loops rolled.
         """
-        group = block * self.panels + panel
+        at = block * self.panels + panel
         column_pos = B.alloc_buffer((1,), "int64", scope="global")
         value_pos = B.alloc_buffer((1,), "int64", scope="global")
-        B.buffer_store(column_pos, T.Cast("int64", args["column_at"][group]), [0])
-        B.buffer_store(value_pos, T.Cast("int64", args["value_at"][group]), [0])
+        B.buffer_store(column_pos, T.Cast("int64", args["column_at"][at]), [0])
+        B.buffer_store(value_pos, T.Cast("int64", args["value_at"][at]), [0])
         for mask in range(1, 1 << self.mr):
             rows = [r for r in range(self.mr) if mask >> r & 1]
-            with B.serial(0, T.Cast("int32", args["counts"][group * (1 << self.mr) + mask])):
+            with B.serial(0, T.Cast("int32", args["counts"][at * (1 << self.mr) + mask])):
                 base = T.Cast("int32", args["columns"][column_pos[0]]) * tile.width
                 tile.multiply(rows, lambda q: args["values"][value_pos[0] + q], x, base)
                 B.buffer_store(column_pos, column_pos[0] + 1, [0])
@@ -108,10 +108,11 @@ class DenseWeight:
     panels: int
     columns: int
     kb: int
+    groups: int = 1
 
     def declare(self) -> dict[str, Any]:
         """Declare the argument."""
-        length = self.panels * self.columns * self.mr
+        length = self.groups * self.panels * self.columns * self.mr
         return {"values": B.arg("values", B.Buffer((length,), "float32"))}
 
     def row(self, args: dict[str, Any], panel: Any, slot: int) -> Any:
@@ -119,7 +120,7 @@ class DenseWeight:
         return panel * self.mr + slot
 
     def accumulate(
-        self, args: dict[str, Any], tile: RegisterTile, block: Any, panel: Any, x: Any
+        self, args: dict[str, Any], tile: RegisterTile, group: Any, block: Any, panel: Any, x: Any
     ) -> None:
         """Add the (block, panel) part of W X to the tile; `x` holds the block as [kb][width]."""
         length = (
@@ -128,7 +129,7 @@ class DenseWeight:
             else self.kb
         )
         with B.serial(0, length) as k:
-            base = (panel * self.columns + block * self.kb + k) * self.mr
+            base = ((group * self.panels + panel) * self.columns + block * self.kb + k) * self.mr
             tile.multiply(
                 list(range(self.mr)), lambda q: args["values"][base + q], x, k * tile.width
             )

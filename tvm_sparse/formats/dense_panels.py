@@ -13,28 +13,39 @@ from .base import Match, PackedWeight, check_matrix
 
 @dataclass(frozen=True)
 class DensePanels:
-    """Panels of `mr` rows: ``values`` float32 [ceil(rows / mr), columns, mr], zeros behind the last row."""
+    """Panels of `mr` rows: ``values`` float32 [groups, ceil(rows / mr), columns, mr], zeros behind the last row.
+
+    `groups` (1 unless a grouped convolution asks) divides the rows; each group has panels of its own.
+    """
 
     name: str = "dense"
 
     def supports(self, weight: np.ndarray, config: Mapping[str, Any]) -> Match:
         """Tell whether `weight` can be packed with `config`."""
-        return check_matrix(weight)
+        basic = check_matrix(weight)
+        if basic and weight.shape[0] % int(config.get("groups", 1)):
+            return Match(False, f"{weight.shape[0]} rows do not divide into {config['groups']} groups")
+        return basic
 
     def pack(self, weight: np.ndarray, config: Mapping[str, Any]) -> PackedWeight:
         """Lay out a float32 matrix [rows, columns]."""
-        mr = int(config["mr"])
+        mr, groups = int(config["mr"]), int(config.get("groups", 1))
         rows, columns = weight.shape
-        panels = -(-rows // mr)
-        padded = np.zeros((panels * mr, columns), np.float32)
-        padded[:rows] = weight
-        values = np.ascontiguousarray(padded.reshape(panels, mr, columns).transpose(0, 2, 1))
+        panels = -(-(rows // groups) // mr)
+        padded = np.zeros((groups, panels * mr, columns), np.float32)
+        padded[:, : rows // groups] = weight.reshape(groups, rows // groups, columns)
+        values = padded.reshape(groups, panels, mr, columns).transpose(0, 1, 3, 2)
         return PackedWeight(
-            self.name, (rows, columns), {"mr": mr}, {"values": values.reshape(-1)}
+            self.name,
+            (rows, columns),
+            {"mr": mr, "groups": groups},
+            {"values": np.ascontiguousarray(values).reshape(-1)},
         )
 
     def unpack(self, packed: PackedWeight) -> np.ndarray:
         """Restore the matrix."""
         rows, columns = packed.shape
-        values = packed.arrays["values"].reshape(-1, columns, packed.config["mr"])
-        return np.ascontiguousarray(values.transpose(0, 2, 1).reshape(-1, columns)[:rows])
+        mr, groups = packed.config["mr"], packed.config["groups"]
+        values = packed.arrays["values"].reshape(groups, -1, columns, mr).transpose(0, 1, 3, 2)
+        values = values.reshape(groups, -1, columns)[:, : rows // groups]
+        return np.ascontiguousarray(values.reshape(rows, columns))

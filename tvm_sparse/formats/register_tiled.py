@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ MAX_BLOCK = 65535  # columns and counts are stored as uint16
 @dataclass(frozen=True)
 class RegisterTiled:
     """Panels of `mr` rows, blocks of `kb` columns, `cluster` to put rows that share columns in one panel.
+
+    `parts` cuts the rows into ranges of equal nonzeros at multiples of `multiple` (itself one of `mr`), for threads that
+    share a panel of activations; rows are clustered inside their range only.
 
     The arrays of a packed weight, with P panels and B blocks:
 
@@ -43,6 +47,8 @@ class RegisterTiled:
             return basic
         if not 1 <= config["mr"] <= MAX_PANEL_ROWS:
             return Match(False, f"panels of {config['mr']} rows; 1 to {MAX_PANEL_ROWS} can be packed")
+        if config.get("multiple", config["mr"]) % config["mr"]:
+            return Match(False, "row ranges must end where panels end")
         if not 1 <= config["kb"] <= MAX_BLOCK:
             return Match(False, f"blocks of {config['kb']} columns; 1 to {MAX_BLOCK} can be packed")
         return Match(True)
@@ -52,9 +58,12 @@ class RegisterTiled:
         mr, kb = int(config["mr"]), int(config["kb"])
         rows, columns = weight.shape
         panels, blocks = -(-rows // mr), -(-columns // kb)
+        bounds = split_rows(weight, int(config.get("parts", 1)), int(config.get("multiple", mr)))
         order = np.arange(rows, dtype=np.int32)
         if config.get("cluster", True) and mr > 1:
-            order = cluster_rows(weight != 0, mr)
+            order = np.concatenate(
+                [low + cluster_rows(weight[low:high] != 0, mr) for low, high in pairwise(bounds)]
+            )
         slots = np.concatenate([order, np.arange(rows, panels * mr, dtype=np.int32)])
 
         nonzero = np.zeros((panels * mr, columns), bool)
@@ -80,7 +89,7 @@ class RegisterTiled:
         return PackedWeight(
             self.name,
             (rows, columns),
-            {"mr": mr, "kb": kb, "cluster": bool(config.get("cluster", True))},
+            {"mr": mr, "kb": kb, "cluster": bool(config.get("cluster", True)), "bounds": bounds},
             {
                 "counts": counts.astype(np.uint16),
                 "column_at": _starts(columns_per_group),
@@ -105,6 +114,21 @@ class RegisterTiled:
         row = packed.arrays["rows"][(group % panels)[entry] * mr + slot]
         weight[row, column[entry]] = packed.arrays["values"]
         return weight[:rows]
+
+
+def split_rows(weight: np.ndarray, parts: int, multiple: int) -> tuple[int, ...]:
+    """Cut the rows into at most `parts` ranges of about equal nonzeros, at multiples of `multiple`.
+
+    Returns the bounds, 0 and the number of rows among them.
+    """
+    rows = weight.shape[0]
+    if parts <= 1:
+        return (0, rows)
+    done = np.cumsum(np.count_nonzero(weight, axis=1))
+    targets = done[-1] * np.arange(1, parts) / parts
+    cuts = np.searchsorted(done, targets) + 1
+    inner = {int(round(cut / multiple)) * multiple for cut in cuts}
+    return (0, *sorted(cut for cut in inner if 0 < cut < rows), rows)
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:

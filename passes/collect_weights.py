@@ -1,0 +1,93 @@
+"""Find every use of a weight in a canonical model, with what can be fused behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from ..model import Model
+from ..ops import OPERATORS, Operator, WeightSite
+from ..ops.base import Recognised
+from ..workload import Workload
+from .fuse_epilogue import Body, FusedEpilogue, grow_epilogue
+
+
+@dataclass(frozen=True)
+class FusedSite:
+    """A weight site and the part of `main` that its kernel replaces.
+
+    Attributes
+    ----------
+    site : WeightSite
+        What plans and reports speak of.
+    data : relax.Expr
+        The activations.
+    fused : FusedEpilogue
+        The bindings that the kernel takes over, and the operands it needs.
+    """
+
+    site: WeightSite
+    data: Any
+    fused: FusedEpilogue
+
+
+def collect_weights(model: Model) -> list[FusedSite]:
+    """List the matmuls and convolutions of `main` whose second argument is a weight parameter.
+
+    Sites that no kernel can take are listed too; their `refusal` says why.
+    """
+    body = Body(model)
+    found: list[FusedSite] = []
+    used_names: dict[str, int] = {}
+    for index, (variable, expression) in enumerate(body.bindings):
+        operator = _operator_of(expression)
+        if operator is None:
+            continue
+        data, weight = expression.args[0], expression.args[1]
+        if not isinstance(weight, relax.Var) or weight.name not in model.params:
+            continue
+        value = model.params[weight.name]
+        recognised = _refuse_dtype(value, expression) or operator.recognise(
+            expression, tuple(value.shape)
+        )
+        if recognised.geometry is None:
+            fused = FusedEpilogue.nothing(index)
+        else:
+            fused = grow_epilogue(body, index, operator.channel_axis)
+        site = WeightSite(
+            name=_unique(model.layer_names.get(weight.name, weight.name), used_names),
+            param=weight.name,
+            binding=variable.name,
+            workload=Workload(
+                operator.name, recognised.geometry, str(value.dtype), fused.epilogue
+            )
+            if recognised.geometry is not None
+            else Workload(operator.name, None, str(value.dtype)),
+            weight_shape=tuple(value.shape),
+            refusal=recognised.refusal,
+        )
+        found.append(FusedSite(site, data, fused))
+    return found
+
+
+def _operator_of(expression: Any) -> Operator | None:
+    if not isinstance(expression, relax.Call) or not isinstance(expression.op, tvm.ir.Op):
+        return None
+    return OPERATORS.get(expression.op.name)
+
+
+def _refuse_dtype(value: np.ndarray, call: Any) -> Recognised | None:
+    if value.dtype != np.float32:
+        return Recognised(None, f"the weight is {value.dtype}; kernels exist for float32 only")
+    if str(call.args[0].ty.dtype) != "float32":
+        return Recognised(None, f"the activations are {call.args[0].ty.dtype}, not float32")
+    return None
+
+
+def _unique(name: str, used: dict[str, int]) -> str:
+    used[name] = used.get(name, 0) + 1
+    return name if used[name] == 1 else f"{name}#{used[name]}"
