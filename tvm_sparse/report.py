@@ -273,7 +273,18 @@ _COLUMNS: tuple[_Column, ...] = (
 
 
 # What a narrow terminal does without, the first first; JSON has it all.
-_EXPENDABLE = ("nnz", "error_bound", "dtype", "bytes_dense", "config", "source", "op", "error")
+_EXPENDABLE = (
+    "nnz",
+    "error_bound",
+    "dtype",
+    "bytes_dense",
+    "config",
+    "source",
+    "op",
+    "error",
+    "kernel",
+    "dense_us",
+)
 
 
 def _table(layers: tuple[LayerReport, ...], width: int) -> str:

@@ -1,0 +1,79 @@
+# Everything here starts from nothing: each target makes the virtual environment that it needs.
+# PYTHON chooses the interpreter (3.10 to 3.13): make test PYTHON=python3.12
+
+PYTHON ?= python3
+PIP_FLAGS ?= --disable-pip-version-check --no-input --quiet
+
+DEMO := .venv-demo
+TEST := .venv-test
+WHEEL := build/wheel-job
+# setuptools packs whatever an earlier build left there, deleted modules too.
+STALE := build/lib build/bdist.*
+
+# A package on PYTHONPATH would be tested in place of this one.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: demo test lint wheel wheel-job test-slow test-torch bench clean help
+
+help:
+	@echo "make demo        install into a fresh environment, and compile a pruned model"
+	@echo "make test        the tests, the linters and the installed wheel, in a fresh environment"
+	@echo "make lint        ruff, formatting and mypy only"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-torch  the tests that need PyTorch"
+	@echo "make bench       compare with other runtimes; writes build/bench.json"
+	@echo "make clean       remove everything that these targets made"
+
+demo:
+	rm -rf $(STALE)
+	$(PYTHON) -m venv --clear $(DEMO)
+	$(DEMO)/bin/python -m pip install $(PIP_FLAGS) .
+	$(DEMO)/bin/tvm-sparse demo
+
+# Made anew only by `make test`; the other targets reuse it when its requirements did not change.
+$(TEST)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(TEST)
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[test,bench]'
+	touch $@
+
+test:
+	rm -rf $(TEST)
+	$(MAKE) lint
+	$(MAKE) wheel-job
+	$(TEST)/bin/pytest -n 2 -m "not slow and not torch"
+
+# The wheel, unpacked beside the test environment's dependencies: nothing is downloaded twice, and
+# PYTHONPATH puts it in front of the editable install.
+wheel: $(TEST)/ready
+	rm -rf $(STALE) $(WHEEL)
+	mkdir -p $(WHEEL)
+	$(TEST)/bin/python -m pip wheel $(PIP_FLAGS) --no-deps --wheel-dir $(WHEEL) .
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) --no-deps --target $(WHEEL)/site $(WHEEL)/*.whl
+
+# mypy does not see the mapped folders of an editable install, so it reads the wheel.
+lint: wheel
+	$(TEST)/bin/ruff check
+	$(TEST)/bin/ruff format --check
+	cd $(WHEEL) && MYPYPATH=site ../../$(TEST)/bin/mypy --config-file ../../pyproject.toml
+
+# An editable install hides a folder that the wheel lacks; these tests run on the wheel alone.
+wheel-job: wheel
+	cd $(WHEEL) && PYTHONPATH=site TVM_SPARSE_WHEEL=site ../../$(TEST)/bin/pytest -q -n 2 \
+		-c ../../pyproject.toml -m "not slow and not torch" ../../tests/unit
+
+test-slow: $(TEST)/ready
+	$(TEST)/bin/pytest -n 2 -m slow
+
+# From PyPI, torch for Linux brings gigabytes of CUDA libraries that nothing here uses. To avoid
+# them, install the CPU build into $(TEST) from PyTorch's own index first.
+test-torch: $(TEST)/ready
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 'onnxscript>=0.3'
+	$(TEST)/bin/pytest -n 2 -m torch
+
+bench: $(TEST)/ready
+	mkdir -p build
+	$(TEST)/bin/python -m benchmarks --json build/bench.json
+
+clean:
+	rm -rf $(DEMO) $(TEST) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
