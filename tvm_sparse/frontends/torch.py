@@ -1,0 +1,83 @@
+"""Programs of torch.export become a Model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import MissingExtraError, ModelError
+from ..model import Model
+from ..passes.rewrite_main import main_of
+from .relax import as_numpy, finish, spec_of
+
+
+def load_torch(program: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+    """Make a `Model` of a ``torch.export.ExportedProgram``.
+
+    Layers are named by their module path, for example ``layers.0.linear1``.
+
+    Raises
+    ------
+    ModelError
+        When TVM's importer lacks an operator of the program.
+    """
+    mod = _import_program(program)
+    func = main_of(mod)
+    targets = _parameter_targets(program)
+    weights = func.params[int(func.attrs["num_input"]) :]
+    values, layers = {}, {}
+    attached = dict(zip([var.name for var in weights], func.attrs["params"], strict=False))
+    for var in weights:
+        target = targets.get(var.name, var.name)
+        values[var.name] = _value(program, target, attached[var.name])
+        layers[var.name] = target.rpartition(".")[0] or target
+    inputs = func.params[: int(func.attrs["num_input"])]
+    model = Model(
+        mod=mod,
+        params=values,
+        layer_names=layers,
+        inputs=tuple(spec_of(var.name, var.ty) for var in inputs),
+        outputs=(),
+        source="a torch.export program",
+    )
+    names = [str(name) for name in program.graph_signature.user_outputs]
+    return finish(model, shapes=shapes, output_names=names)
+
+
+def _import_program(program: Any) -> Any:
+    try:
+        from tvm.relax.frontend.torch import from_exported_program
+    except ImportError as error:
+        raise MissingExtraError(f"loading a PyTorch program needs PyTorch: {error}") from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return from_exported_program(
+                program, keep_params_as_input=True, unwrap_unit_return_tuple=True
+            )
+    except (AssertionError, AttributeError, KeyError, NotImplementedError, ValueError) as error:
+        raise ModelError(f"TVM cannot import this PyTorch program: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _parameter_targets(program: Any) -> dict[str, str]:
+    signature = program.graph_signature
+    return {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+
+
+def _value(program: Any, target: str, attached: Any) -> np.ndarray:
+    tensor = program.state_dict.get(target)
+    if tensor is None:
+        return as_numpy(attached)
+    try:
+        return tensor.detach().cpu().numpy()
+    except (TypeError, RuntimeError):
+        # bfloat16 and other types that NumPy lacks: TVM's own copy knows them.
+        return as_numpy(attached)
