@@ -136,3 +136,13 @@ def load_padded(vectors: Vectors, tensor: Any, base: Any, count: Any, padding: f
         vectors.mask(count),
         vectors.splat(T.float32(padding)),
     )
+
+
+def maximum(a: Any, b: Any, lanes: int) -> Any:
+    """Larger of two vectors, NaN if either is; `T.max` would lose one of the two."""
+    return T.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.maximum", a, b)
+
+
+def minimum(a: Any, b: Any, lanes: int) -> Any:
+    """Smaller of two vectors, NaN if either is."""
+    return T.call_llvm_pure_intrin(f"float32x{lanes}", "llvm.minimum", a, b)
