@@ -85,7 +85,7 @@ class DenseKernel:
 def dense_kernel(name: str, result: list[Any]) -> Iterator[DenseKernel]:
     """Build a kernel in a `with` block; the PrimFunc is appended to `result` at its end."""
     with IRBuilder() as builder:
-        with B.prim_func(s_tir=True):
+        with B.prim_func(is_private=True, s_tir=True):
             B.func_name(name)
             # 8 is "opaque": operator fusion leaves the kernel alone.
             B.func_attr({"tirx.noalias": True, "op_pattern": 8, "tvm_sparse.dense": name})
