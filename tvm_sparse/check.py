@@ -1,0 +1,244 @@
+"""Holding results against a float64 reference: by layer in a derived bound, and the model whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import CheckError
+
+# Half the spacing of float32 at 1: one rounding's largest relative error.
+UNIT_ROUNDOFF = 2.0**-24
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+_LARGEST = float(np.finfo(np.float32).max)
+
+# Whole-model tolerance, in float32 epsilons a layer; `model_tolerance` says why.
+_EPSILONS_A_LAYER = 128.0
+_PEAK_TO_RMS = 8.0
+
+
+@dataclass(frozen=True)
+class LayerCheck:
+    """How far a result is from its reference.
+
+    Attributes
+    ----------
+    name : str
+        The user's name of the layer or output.
+    max_error, rms_error : float
+        Absolute, over the elements that are finite on both sides.
+    max_ratio : float
+        Largest error as a share of what the bound allows; infinite when NaN or Inf do not coincide.
+    """
+
+    name: str
+    max_error: float
+    rms_error: float
+    max_ratio: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether every element lies within its bound."""
+        return self.max_ratio <= 1.0
+
+
+def gamma(roundings: np.ndarray | int) -> np.ndarray:
+    """Bound the relative error of a chain of roundings: n u / (1 - n u), u = 2**-24.
+
+    The classical bound of (1 + d1)(1 + d2)...(1 + dn) - 1 for |di| <= u, when n u < 1 (Higham,
+    *Accuracy and Stability of Numerical Algorithms*, lemma 3.1).
+    """
+    product = np.asarray(roundings, np.float64) * UNIT_ROUNDOFF
+    if np.any(product >= 0.5):
+        raise ValueError("the bound does not hold for sums of so many terms")
+    return product / (1.0 - product)
+
+
+def dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, roundings: int = 0) -> np.ndarray:
+    """Bound the float32 error of sums of products, in any order, fused or not.
+
+    A term of a sum of `terms` products is rounded once as a product and at most `terms` - 1 times
+    as part of a partial sum, so the result is off by at most gamma(terms) * sum |w| |x|. A fused
+    multiply-add saves roundings, and splitting the sum over lanes or threads only shortens the
+    chains. Products with a weight of zero are exact and are no terms. Each later operation of the
+    epilogue adds one rounding of what it adds up, and each product that underflows adds at most
+    the smallest normal number. The law of the design, c * K * eps * (|W| @ |X| + |b|), is this
+    with eps = 2 u and c = (1 + roundings / K) / (2 - K eps): about one half for long sums.
+
+    Parameters
+    ----------
+    magnitude : numpy.ndarray
+        |W| @ |X| in float64, plus |b| and the other magnitudes that the epilogue adds.
+    terms : array of int or int
+        Products that are summed; broadcasts against `magnitude`.
+    roundings : int
+        Additions and other correctly rounded operations behind the sum. Operations whose slope is
+        at most one (ReLU, Clip) round nothing and need none.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the shape of `magnitude`, in float64.
+    """
+    counts = np.asarray(terms, np.int64) + roundings
+    return gamma(counts) * magnitude + counts * _SMALLEST_NORMAL
+
+
+def compare(name: str, got: np.ndarray, want64: np.ndarray, bound: np.ndarray) -> LayerCheck:
+    """Measure a layer's error against its bound.
+
+    Parameters
+    ----------
+    name : str
+        The user's name of the layer.
+    got : numpy.ndarray
+        The kernel's result.
+    want64 : numpy.ndarray
+        The reference in float64, of the same shape.
+    bound : numpy.ndarray
+        Largest error allowed, element by element; broadcasts against `want64`.
+
+    Raises
+    ------
+    CheckError
+        When the shapes differ.
+    """
+    if got.shape != want64.shape:
+        raise CheckError(f"'{name}' has shape {got.shape}, and the reference {want64.shape}")
+    bound = np.broadcast_to(bound, want64.shape)
+    computed = got.astype(np.float64)
+    finite = np.isfinite(computed) & np.isfinite(want64) & np.isfinite(bound)
+    error = np.abs(computed[finite] - want64[finite])
+    ratio = _ratio(error, bound[finite])
+    if not np.all(_coincide(computed[~finite], want64[~finite], bound[~finite])):
+        ratio = float("inf")
+    max_error = float(error.max(initial=0.0))
+    rms_error = float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
+    return LayerCheck(name, max_error, rms_error, ratio)
+
+
+def check_layers(checks: Sequence[LayerCheck]) -> None:
+    """Refuse when a layer is outside its bound.
+
+    Raises
+    ------
+    CheckError
+        One sentence that names the worst layer.
+    """
+    bad = [check for check in checks if not check.ok]
+    if not bad:
+        return
+    worst = max(bad, key=lambda check: check.max_ratio)
+    others = f" ({len(bad)} of {len(checks)} layers are outside theirs)" if len(bad) > 1 else ""
+    raise CheckError(
+        f"layer '{worst.name}' disagrees with the dense reference: {_says(worst)}{others}"
+    )
+
+
+def model_tolerance(depth: int) -> float:
+    """Tell which relative error a model of `depth` weighted layers may show at its outputs.
+
+    A layer with K terms adds a relative RMS error of about u sqrt(K / 6), that is 4 eps at K = 2048
+    and 13 eps at K = 25088, and its activation (fast exp, erf, tanh) up to some 8 eps. Errors of
+    different layers are independent and would add up as the square root of the depth; adding
+    them up linearly leaves room for what a network amplifies. 128 eps a layer is ten times the
+    largest of these, and still hundreds of times below what a wrong index or a lost block does.
+    """
+    return _EPSILONS_A_LAYER * max(depth, 1) * 2.0 * UNIT_ROUNDOFF
+
+
+def check_outputs(
+    names: Sequence[str],
+    got: Sequence[np.ndarray],
+    want: Sequence[np.ndarray],
+    depth: int,
+    layers: Sequence[LayerCheck] = (),
+) -> tuple[LayerCheck, ...]:
+    """Hold a compiled model's outputs against the reference's.
+
+    The strict part of a check is the one by layer; rounding errors of earlier layers reach the
+    outputs amplified by the model itself, so here the RMS error is held against
+    `model_tolerance(depth)` times the RMS of the output, and the largest error against eight times
+    that share of the largest output (the peak of a normal distribution over a million elements is
+    five times its RMS). NaN and Inf must coincide. Integers and booleans must be equal.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The outputs' names.
+    got, want : sequence of numpy.ndarray
+        What the compiled model and the reference computed.
+    depth : int
+        Layers with weights.
+    layers : sequence of LayerCheck
+        The layers' checks, to name the likeliest cause.
+
+    Returns
+    -------
+    tuple of LayerCheck
+        One for each output; `max_ratio` is the larger of the two shares.
+
+    Raises
+    ------
+    CheckError
+        When an output is outside its tolerance.
+    """
+    if not len(names) == len(got) == len(want):
+        raise CheckError(f"the model has {len(got)} outputs, and the reference {len(want)}")
+    checks = tuple(
+        _check_output(name, ours, reference, model_tolerance(depth))
+        for name, ours, reference in zip(names, got, want, strict=True)
+    )
+    bad = [check for check in checks if not check.ok]
+    if bad:
+        worst = max(bad, key=lambda check: check.max_ratio)
+        raise CheckError(
+            f"output '{worst.name}' disagrees with the dense reference: {_says(worst)}"
+            + _suspect(layers)
+        )
+    return checks
+
+
+def _check_output(name: str, got: np.ndarray, want: np.ndarray, tolerance: float) -> LayerCheck:
+    if got.dtype.kind in "biu" or want.dtype.kind in "biu":
+        return compare(name, got, want.astype(np.float64), np.zeros(()))
+    want64 = want.astype(np.float64)
+    finite = want64[np.isfinite(want64)]
+    peak = float(np.abs(finite).max(initial=0.0))
+    rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
+    by_peak = np.asarray(_PEAK_TO_RMS * tolerance * peak + _SMALLEST_NORMAL)
+    check = compare(name, got, want64, by_peak)
+    by_rms = check.rms_error / (tolerance * rms + _SMALLEST_NORMAL)
+    return LayerCheck(name, check.max_error, check.rms_error, max(check.max_ratio, by_rms))
+
+
+def _ratio(error: np.ndarray, bound: np.ndarray) -> float:
+    # An exact result is within any bound, also within a bound of zero.
+    off = error > 0
+    if not off.any():
+        return 0.0
+    with np.errstate(divide="ignore"):
+        return float(np.max(error[off] / bound[off]))
+
+
+def _coincide(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Tell where non-finite results agree; a sum near the end of float32's range may overflow."""
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    with np.errstate(invalid="ignore", over="ignore"):
+        overflows = np.isinf(got) & (np.sign(got) * want + bound >= _LARGEST)
+    return same | overflows
+
+
+def _says(check: LayerCheck) -> str:
+    if np.isinf(check.max_ratio):
+        return "it has NaN, Inf or other values where the reference has none, or the reverse"
+    return f"its largest error {check.max_error:.3g} is {check.max_ratio:.3g} times what is allowed"
+
+
+def _suspect(layers: Sequence[LayerCheck]) -> str:
+    if not layers:
+        return ""
+    worst = max(layers, key=lambda check: check.max_ratio)
+    return f"; its worst layer is '{worst.name}', at {worst.max_ratio:.3g} of its bound"
