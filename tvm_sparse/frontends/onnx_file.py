@@ -1,0 +1,220 @@
+"""Read an ONNX file into a graph without weights, and its weights as NumPy arrays.
+
+Weights leave the protobuf first: everything after works on a small message, so that models over the
+2 GB limit of protobuf pass through the checker, the inliner and the version converter.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from ..errors import ModelError
+
+
+@dataclass
+class OnnxModel:
+    """An ONNX graph whose initialisers stand in `constants`.
+
+    Attributes
+    ----------
+    proto : onnx.ModelProto
+        Without initialisers.
+    constants : dict of str to numpy.ndarray
+        Dense, whatever their form in the file.
+    base : pathlib.Path or None
+        The folder of external data.
+    """
+
+    proto: onnx.ModelProto
+    constants: dict[str, np.ndarray]
+    base: Path | None
+    title: str
+    input_count: int = 0
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        """The main graph."""
+        return self.proto.graph
+
+
+def read_onnx(source: Any) -> OnnxModel:
+    """Read a path, the bytes of a file, or a ModelProto.
+
+    Raises
+    ------
+    ModelError
+        When it is no ONNX model, is cut off, or its external data cannot be found.
+    """
+    if isinstance(source, onnx.ModelProto):
+        return _split(source, None, "an ONNX model")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _split(_parse(bytes(source), "the given bytes"), None, "an ONNX model")
+    path = Path(os.fspath(source))
+    if path.is_dir():
+        raise ModelError(f"'{path}' is a folder, not an ONNX file")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"there is no file '{path}'") from None
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror}") from None
+    return _split(_parse(data, f"'{path}'"), path.parent, f"'{path.name}'")
+
+
+def _parse(data: bytes, title: str) -> onnx.ModelProto:
+    if not data:
+        raise ModelError(f"{title} is empty")
+    try:
+        # Not onnx.load: it would guess a text format from the name, and load external data twice.
+        proto = onnx.ModelProto.FromString(data)
+    except Exception:
+        raise ModelError(f"{title} is not an ONNX file, or it is cut off") from None
+    if not proto.HasField("graph"):
+        raise ModelError(f"{title} is not an ONNX model: it holds no graph")
+    return proto
+
+
+def _split(proto: onnx.ModelProto, base: Path | None, title: str) -> OnnxModel:
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(f"{title} has no outputs, so there is nothing to compute")
+    model = OnnxModel(_without_weights(proto), {}, base, title)
+    for tensor in proto.graph.initializer:
+        model.constants[tensor.name] = read_tensor(tensor, base)
+    for sparse in proto.graph.sparse_initializer:
+        model.constants[sparse.values.name] = _densify(sparse, base)
+    return model
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    small = onnx.ModelProto()
+    small.ir_version = proto.ir_version
+    small.opset_import.extend(proto.opset_import)
+    small.functions.extend(proto.functions)
+    graph, old = small.graph, proto.graph
+    graph.name = old.name or "main"
+    graph.node.extend(old.node)
+    weights = {tensor.name for tensor in old.initializer}
+    weights |= {sparse.values.name for sparse in old.sparse_initializer}
+    graph.input.extend(value for value in old.input if value.name not in weights)
+    graph.output.extend(old.output)
+    return small
+
+
+def read_tensor(tensor: onnx.TensorProto, base: Path | None) -> np.ndarray:
+    """Return the value of a tensor, from the file or from external data.
+
+    Raises
+    ------
+    ModelError
+        When the data is missing or too short.
+    """
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return _read_external(tensor, base)
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception:
+        raise ModelError(
+            f"the initialiser '{tensor.name}' does not hold the {list(tensor.dims)} elements that "
+            "it declares; the file is damaged"
+        ) from None
+
+
+def _read_external(tensor: onnx.TensorProto, base: Path | None) -> np.ndarray:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    if base is None:
+        raise ModelError(
+            f"the weight '{tensor.name}' stands in the external file '{location}'; "
+            "pass the model's path, not its bytes"
+        )
+    path = (base / location).resolve()
+    if os.path.isabs(location) or not path.is_relative_to(base.resolve()):
+        raise ModelError(f"the external data '{location}' lies outside the model's folder")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if tensor.data_type not in _BYTE_SIZED:
+        return _read_packed(tensor, path, entries)
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    data = _read_range(path, location, tensor.name, int(entries.get("offset", 0)), dtype, count)
+    return data.reshape(tuple(tensor.dims))
+
+
+def _read_range(
+    path: Path, location: str, name: str, offset: int, dtype: np.dtype, count: int
+) -> np.ndarray:
+    try:
+        data = np.fromfile(path, dtype=np.uint8, count=count * dtype.itemsize, offset=offset)
+    except FileNotFoundError:
+        raise ModelError(
+            f"the external data file '{location}' with the weight '{name}' is missing"
+        ) from None
+    except OSError as error:
+        raise ModelError(f"the external data file '{location}' cannot be read: {error}") from None
+    if data.size != count * dtype.itemsize:
+        raise ModelError(f"the external data file '{location}' ends within the weight '{name}'")
+    return data.view(dtype)
+
+
+_BYTE_SIZED = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.INT16,
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.UINT8,
+        onnx.TensorProto.UINT16,
+        onnx.TensorProto.UINT32,
+        onnx.TensorProto.UINT64,
+        onnx.TensorProto.BOOL,
+    }
+)
+
+
+def _read_packed(tensor: onnx.TensorProto, path: Path, entries: dict[str, str]) -> np.ndarray:
+    """Read elements smaller than a byte, whose packing onnx itself knows best."""
+    location = entries.get("location", "")
+    inline = onnx.TensorProto()
+    inline.CopyFrom(tensor)
+    inline.data_location = onnx.TensorProto.DEFAULT
+    del inline.external_data[:]
+    length = int(entries.get("length", 0)) or path.stat().st_size
+    offset = int(entries.get("offset", 0))
+    raw = _read_range(path, location, tensor.name, offset, np.dtype(np.uint8), length)
+    inline.raw_data = raw.tobytes()
+    return numpy_helper.to_array(inline)
+
+
+def _densify(sparse: onnx.SparseTensorProto, base: Path | None) -> np.ndarray:
+    """Turn a COO tensor, with linear or per-axis indices, into a dense array."""
+    name = sparse.values.name
+    values = read_tensor(sparse.values, base)
+    indices = read_tensor(sparse.indices, base)
+    dims = tuple(sparse.dims)
+    dense = np.zeros(dims, values.dtype)
+    try:
+        if indices.ndim == 1:
+            dense.reshape(-1)[_checked(indices, dense.size)] = values
+        else:
+            axes = [_checked(column, size) for column, size in zip(indices.T, dims, strict=True)]
+            dense[tuple(axes)] = values
+    except (IndexError, ValueError):
+        raise ModelError(
+            f"the sparse initialiser '{name}' has indices that do not fit its shape {list(dims)}"
+        ) from None
+    return dense
+
+
+def _checked(indices: np.ndarray, size: int) -> np.ndarray:
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
+        raise IndexError
+    return indices
