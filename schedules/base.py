@@ -16,6 +16,10 @@ from ..workload import Workload
 Config = Mapping[str, Any]
 
 
+def _in_order(workload: Workload, packed: PackedWeight) -> Sequence[np.ndarray]:
+    return list(packed.arrays.values())
+
+
 @dataclass(frozen=True)
 class KernelTemplate:
     """One family of kernels.
@@ -31,19 +35,21 @@ class KernelTemplate:
     space : callable
         (workload, machine) -> list of configurations, the default first.
     build : callable
-        (workload, machine, packed weight) -> PrimFunc with the arguments x, the packed arrays in their order, the
-        per-channel vectors, the tensors of the epilogue, y. Two packed weights of equal `config` and shape give the same
-        function unless `specialised` says otherwise.
+        (workload, machine, packed weight, config) -> PrimFunc with the arguments x, those of `arguments`, the per-channel
+        vectors, the tensors of the epilogue, y. It depends on the packed weight's shape and config, not on its arrays.
     estimate : callable
         (workload, machine, profile, config) -> microseconds.
+    arguments : callable
+        (workload, packed weight) -> the arrays that the function takes, in order.
     """
 
     name: str
     format: str
     supports: Callable[[Workload, X86Machine], Match]
     space: Callable[[Workload, X86Machine], Sequence[Config]]
-    build: Callable[[Workload, X86Machine, PackedWeight], Any]
+    build: Callable[[Workload, X86Machine, PackedWeight, Config], Any]
     estimate: Callable[[Workload, X86Machine, SparsityProfile, Config], float]
+    arguments: Callable[[Workload, PackedWeight], Sequence[np.ndarray]] = _in_order
 
 
 def matrix_view(weight: np.ndarray, op: str) -> np.ndarray:

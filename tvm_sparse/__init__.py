@@ -1,9 +1,64 @@
-"""A sparse compiler plug-in for Apache TVM."""
+"""A sparse compiler plug-in for Apache TVM: pruned models in, specialised libraries out."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .compiler import build, compile, inspect, plan
+    from .deploy import load_module
+    from .errors import SparseError
+    from .frontends.loading import load
+    from .model import Model
+    from .planner import Plan
+    from .pruning import prune
+    from .report import Report
+    from .runtime import CompiledModule
+
+# Public name -> module. Loaded on first use: importing this package costs nothing and never imports TVM.
+_PUBLIC: dict[str, str] = {
+    "CompiledModule": "runtime",
+    "Model": "model",
+    "Plan": "planner",
+    "Report": "report",
+    "SparseError": "errors",
+    "build": "compiler",
+    "compile": "compiler",
+    "inspect": "compiler",
+    "load": "frontends.loading",
+    "load_module": "deploy",
+    "plan": "compiler",
+    "prune": "pruning",
+}
+
+__all__ = [
+    "CompiledModule",
+    "Model",
+    "Plan",
+    "Report",
+    "SparseError",
+    "build",
+    "compile",
+    "inspect",
+    "load",
+    "load_module",
+    "plan",
+    "prune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tvm_sparse' has no attribute '{name}'")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
 
 
 def _autoload() -> None:
-    """Entry point `tvm.backends`, called while TVM is imported."""
+    """Register the pipeline "sparse"; the entry point `tvm.backends`, called while TVM is imported."""

@@ -16,7 +16,6 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
-from ...workload import Epilogue
 from ..vectors import Vectors
 from .panel_weights import DenseWeight, MaskedWeight, RegisterTile
 
@@ -123,7 +122,7 @@ class PanelShape:
 
 
 def build_panel_kernel(
-    name: str, shape: PanelShape, io: PanelIO, weight: Weight, epilogue: Epilogue
+    name: str, shape: PanelShape, io: PanelIO, weight: Weight
 ) -> Any:
     """Build the PrimFunc: arguments x, weight arrays, epilogue vectors, epilogue tensors, y."""
     with IRBuilder() as builder:

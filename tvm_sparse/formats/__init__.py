@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from .base import Match, PackedWeight, SparseFormat
 from .dense_panels import DensePanels
+from .plain import Plain
 from .register_tiled import RegisterTiled
 
 FORMATS: dict[str, SparseFormat] = {
     "dense": DensePanels(),
+    "plain": Plain(),
     "register_tiled": RegisterTiled(),
 }
 

@@ -1,0 +1,120 @@
+"""A dense matmul for a handful of tokens: vectors run along the output features, the weight is read once."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as B
+
+from ...formats import PackedWeight
+from ...targets import X86Machine
+from ...workload import MatmulGeometry, Workload
+from ..base import Config
+from ..epilogue import emit_epilogue
+from ..vectors import Vectors
+from .matmul_io import argument, flat
+
+MAX_TOKENS = 8
+
+# Accumulators: enough to hide the latency of a multiply-add, few enough for the registers.
+_ACCUMULATORS = 16
+
+
+def build_gemv(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    """Build the PrimFunc; the weight is packed in `dense` panels of one vector of rows."""
+    geometry = workload.geometry
+    assert isinstance(geometry, MatmulGeometry) and geometry.n is not None
+    lanes, tokens = machine.lanes, geometry.n
+    panels = math.ceil(geometry.m / lanes)
+    together = min(panels, max(1, (_ACCUMULATORS if machine.registers == 32 else 8) // tokens))
+    epilogue = workload.epilogue
+    with IRBuilder() as builder:
+        with B.prim_func():
+            B.func_name("gemv")
+            B.func_attr({"tirx.noalias": True, "op_pattern": 8})
+            x = argument("x", (tokens, geometry.k))
+            values = B.arg("values", B.Buffer((panels * geometry.k * lanes,), "float32"))
+            channels = [
+                B.arg(f"channel{i}", B.Buffer((geometry.m,), "float32"))
+                for i in range(epilogue.channels)
+            ]
+            tensors = [
+                argument(f"tensor{i}", (tokens, geometry.m)) for i in range(epilogue.tensors)
+            ]
+            y = argument("y", (tokens, geometry.m))
+            kernel = _Gemv(workload, lanes, x, values, channels, tensors, y)
+            loop = B.parallel if config["threads"] > 1 else B.serial
+            whole, rest = divmod(panels, together)
+            with loop(0, whole) as step:
+                kernel.emit(step * together, together)
+            if rest:
+                kernel.emit(whole * together, rest)
+    return builder.get()
+
+
+class _Gemv:
+    """Emits the product of all tokens with some panels of the weight."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        lanes: int,
+        x: Any,
+        values: Any,
+        channels: list[Any],
+        tensors: list[Any],
+        y: Any,
+    ) -> None:
+        assert isinstance(workload.geometry, MatmulGeometry)
+        self.geometry, self.epilogue = workload.geometry, workload.epilogue
+        self.vectors = Vectors(lanes)
+        self.x, self.y, self.tensors = flat(x), flat(y), [flat(tensor) for tensor in tensors]
+        self.values, self.channels = values, channels
+
+    def emit(self, first: Any, count: int) -> None:
+        """Multiply panels [first, first + count)."""
+        v, g = self.vectors, self.geometry
+        assert g.n is not None
+        acc = [[v.register() for _ in range(count)] for _ in range(g.n)]
+        for row in acc:
+            for register in row:
+                v.store(register, v.zero())
+        with B.serial(0, g.k) as k:
+            weights = [
+                v.keep(v.load(self.values, ((first + p) * g.k + k) * v.lanes))
+                for p in range(count)
+            ]
+            for token, row in enumerate(acc):
+                scalar = v.splat(self.x[token * g.k + k])
+                for weight, register in zip(weights, row, strict=True):
+                    v.store(register, v.load(register) + weight * scalar)
+        for token, row in enumerate(acc):
+            for p, register in enumerate(row):
+                self._store(token, (first + p) * v.lanes, v.load(register))
+
+    def _store(self, token: int, feature: Any, acc: Any) -> None:
+        v, g = self.vectors, self.geometry
+        base = token * g.m + feature
+        left = T.Cast("int32", g.m - feature) if g.m % v.lanes else None
+
+        def load(buffer: Any, at: Any) -> Any:
+            if left is None:
+                return v.keep(v.load(buffer, at))
+            return v.keep(v.load_masked(buffer, at, left))
+
+        result = emit_epilogue(
+            self.epilogue,
+            acc,
+            lambda index: load(self.channels[index], feature),
+            lambda index: load(self.tensors[index], base),
+            v.lanes,
+        )
+        if left is None:
+            v.store(self.y, result, base)
+        else:
+            v.store_masked(self.y, result, base, left)

@@ -1,0 +1,272 @@
+"""The table of x86 kernel templates, and the configurations that each may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...formats import Match, PackedWeight
+from ...profile import SparsityProfile
+from ...targets import X86Machine
+from ...workload import Conv2dGeometry, MatmulGeometry, Workload
+from ..base import Config, KernelTemplate
+from . import cost
+from .conv_io import ConvIO
+from .depthwise import depthwise_conv2d
+from .gemv import MAX_TOKENS, build_gemv
+from .matmul_io import MatmulIO
+from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
+from .panel_weights import DenseWeight, MaskedWeight
+
+# Floats of a packed block of activations: fills a 48 KiB L1 for the sparse kernel, which reuses all of it for every
+# panel of rows.
+_SPARSE_BLOCK = 12288
+_DENSE_BLOCK = 12288
+
+# Register tiles (rows, vectors) by vector registers, the usual best first.
+_SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
+    32: ((4, 4), (6, 4), (4, 2), (6, 2), (4, 1), (6, 1)),
+    16: ((4, 2), (3, 3), (4, 1), (6, 1)),
+}
+_DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
+    32: ((6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (4, 4), (3, 4), (1, 4)),
+    16: ((4, 3), (6, 2), (12, 1), (2, 4), (1, 4)),
+}
+
+# Below this much work on one core, starting a second one does not pay.
+_PARALLEL_MICROSECONDS = 60.0
+
+
+def block_length(columns: int, width: int, floats: int, lanes: int) -> int:
+    """Cut `columns` in equal blocks of whole vectors, each at most `floats` with `width` columns of activations."""
+    longest = max(lanes, floats // width // lanes * lanes)
+    blocks = math.ceil(columns / longest)
+    return math.ceil(columns / blocks / lanes) * lanes
+
+
+def _columns(workload: Workload) -> int:
+    geometry = workload.geometry
+    if isinstance(geometry, MatmulGeometry):
+        return geometry.n or cost.SYMBOLIC_TOKENS
+    assert geometry is not None
+    return geometry.pixels
+
+
+def _with_threads(
+    config: dict[str, Any], workload: Workload, machine: X86Machine, one_core: float
+) -> Config:
+    """Use all threads where that pays; cut the rows where there are too few panels of activations."""
+    if workload.threads <= 1 or one_core < _PARALLEL_MICROSECONDS:
+        return {**config, "threads": 1, "parts": 1}
+    geometry = workload.geometry
+    symbolic = isinstance(geometry, MatmulGeometry) and geometry.n is None
+    panels = split_columns(_columns(workload), config["nt"], machine.lanes).total
+    enough = panels >= 4 * workload.threads or panels % workload.threads == 0
+    parts = 1 if enough and not symbolic else workload.threads
+    return {**config, "threads": workload.threads, "parts": parts}
+
+
+def _multiple(config: Config, lanes: int) -> int:
+    """Row ranges end where a panel and a vector of rows end."""
+    return math.lcm(int(config["mr"]), lanes)
+
+
+def _tiles_that_fit(
+    tiles: Sequence[tuple[int, int]], workload: Workload, lanes: int
+) -> list[tuple[int, int]]:
+    widest = math.ceil(_columns(workload) / lanes)
+    fitting = [tile for tile in tiles if tile[1] <= widest]
+    narrow = [(mr, widest) for mr, nt in tiles if nt > widest and (mr, widest) not in fitting]
+    return list(dict.fromkeys(fitting + narrow))
+
+
+def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    assert workload.geometry is not None
+    rows, columns = workload.geometry.weight_shape
+    configs: list[Config] = []
+    for mr, nt in _tiles_that_fit(_SPARSE_TILES[machine.registers], workload, machine.lanes):
+        width = nt * machine.lanes
+        kb = block_length(columns, width, _SPARSE_BLOCK, machine.lanes)
+        config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
+        config["multiple"] = _multiple(config, machine.lanes)
+        heavy = workload.geometry.macs(cost.SYMBOLIC_TOKENS) * 0.1 / (machine.lanes * 4e3)
+        configs.append(_with_threads(config, workload, machine, heavy))
+    return configs
+
+
+def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    geometry = workload.geometry
+    assert geometry is not None
+    groups = getattr(geometry, "groups", 1)
+    rows, columns = geometry.weight_shape
+    configs: list[Config] = []
+    for mr, nt in _tiles_that_fit(_DENSE_TILES[machine.registers], workload, machine.lanes):
+        width = nt * machine.lanes
+        kb = block_length(columns, width, _DENSE_BLOCK, machine.lanes)
+        config = {"mr": min(mr, rows // groups), "nt": nt, "kb": kb, "groups": groups}
+        cycles = cost.dense_cycles(workload, machine, config)
+        one_core = cost.microseconds(cycles, workload, {})
+        configs.append(_with_threads(config, workload, machine, one_core))
+    return configs
+
+
+def _shape(
+    workload: Workload, machine: X86Machine, config: Config, bounds: Sequence[int]
+) -> PanelShape:
+    geometry = workload.geometry
+    assert geometry is not None
+    groups = getattr(geometry, "groups", 1)
+    rows, columns = geometry.weight_shape
+    mr = int(config["mr"])
+    return PanelShape(
+        rows=rows // groups,
+        columns=columns,
+        mr=mr,
+        nt=int(config["nt"]),
+        kb=int(config["kb"]),
+        splits=tuple((bound, math.ceil(bound / mr)) for bound in bounds),
+        lanes=machine.lanes,
+        threads=int(config["threads"]),
+    )
+
+
+def _panel_kernel(
+    name: str, workload: Workload, machine: X86Machine, shape: PanelShape, weight: Weight
+) -> Any:
+    geometry = workload.geometry
+    io: MatmulIO | ConvIO
+    if isinstance(geometry, MatmulGeometry):
+        io = MatmulIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
+    else:
+        assert geometry is not None
+        io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.kb, shape.threads)
+    return build_panel_kernel(name, shape, io, weight)
+
+
+def _build_sparse(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    shape = _shape(workload, machine, config, packed.config["bounds"])
+    weight = MaskedWeight(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
+    name = "spmm" if workload.op == "matmul" else "spconv"
+    return _panel_kernel(name, workload, machine, shape, weight)
+
+
+def _build_dense(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    groups = int(config.get("groups", 1))
+    rows = packed.shape[0] // groups
+    parts, multiple = int(config["parts"]), _multiple(config, machine.lanes)
+    step = max(multiple, math.ceil(rows / parts / multiple) * multiple)
+    shape = _shape(workload, machine, config, [*range(0, rows, step), rows])
+    weight = DenseWeight(shape.mr, math.ceil(rows / shape.mr), shape.columns, shape.kb, groups)
+    name = "gemm" if workload.op == "matmul" else "conv"
+    return _panel_kernel(name, workload, machine, shape, weight)
+
+
+def _supports_sparse(workload: Workload, machine: X86Machine) -> Match:
+    geometry = workload.geometry
+    if isinstance(geometry, Conv2dGeometry) and geometry.is_depthwise:
+        return Match(False, "a depthwise convolution has one input channel a group: too few zeros to skip")
+    if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
+        return Match(False, f"a convolution of {geometry.groups} groups has no sparse kernel")
+    return Match(True)
+
+
+def _supports_dense(workload: Workload, machine: X86Machine) -> Match:
+    return Match(True)
+
+
+def _supports_gemv(workload: Workload, machine: X86Machine) -> Match:
+    geometry = workload.geometry
+    if not isinstance(geometry, MatmulGeometry):
+        return Match(False, "only for matrix products")
+    if geometry.n is None or geometry.n > MAX_TOKENS:
+        return Match(False, f"only for 1 to {MAX_TOKENS} tokens")
+    return Match(True)
+
+
+def _supports_depthwise(workload: Workload, machine: X86Machine) -> Match:
+    geometry = workload.geometry
+    if not isinstance(geometry, Conv2dGeometry) or not geometry.is_depthwise:
+        return Match(False, "only for depthwise convolutions")
+    if geometry.strides[1] > 2:
+        return Match(False, f"a depthwise convolution with stride {geometry.strides[1]}")
+    return Match(True)
+
+
+def _sparse_estimate(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> float:
+    cycles = cost.sparse_cycles(workload, machine, profile, config)
+    return cost.microseconds(cycles, workload, config)
+
+
+def _dense_estimate(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> float:
+    return cost.microseconds(cost.dense_cycles(workload, machine, config), workload, config)
+
+
+def _gemv_estimate(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> float:
+    return cost.microseconds(cost.gemv_cycles(workload, machine), workload, config)
+
+
+def _depthwise_estimate(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> float:
+    return cost.microseconds(cost.depthwise_cycles(workload, machine), workload, config)
+
+
+def _gemv_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    assert workload.geometry is not None
+    bytes_read = 4 * math.prod(workload.geometry.weight_shape)
+    threads = workload.threads if bytes_read > 1 << 20 else 1
+    return [{"mr": machine.lanes, "groups": 1, "threads": threads}]
+
+
+def _depthwise_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    return [{"threads": workload.threads}]
+
+
+def _build_depthwise(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    assert isinstance(workload.geometry, Conv2dGeometry)
+    return depthwise_conv2d(workload.geometry, machine, workload.epilogue)
+
+
+def _depthwise_arguments(workload: Workload, packed: PackedWeight) -> list[np.ndarray]:
+    assert isinstance(workload.geometry, Conv2dGeometry)
+    return [packed.arrays["values"].reshape(-1, 1, *workload.geometry.kernel)]
+
+
+TEMPLATES: tuple[KernelTemplate, ...] = (
+    KernelTemplate(
+        "register_tile",
+        "register_tiled",
+        _supports_sparse,
+        _sparse_space,
+        _build_sparse,
+        _sparse_estimate,
+    ),
+    KernelTemplate(
+        "dense_panels", "dense", _supports_dense, _dense_space, _build_dense, _dense_estimate
+    ),
+    KernelTemplate("gemv", "dense", _supports_gemv, _gemv_space, build_gemv, _gemv_estimate),
+    KernelTemplate(
+        "depthwise",
+        "plain",
+        _supports_depthwise,
+        _depthwise_space,
+        _build_depthwise,
+        _depthwise_estimate,
+        _depthwise_arguments,
+    ),
+)

@@ -1,0 +1,299 @@
+"""The functions that users call: inspect, plan, compile, build, and the pipeline that TVM calls."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import tvm
+
+from . import __version__
+from .cpu_features import required_features
+from .deploy import wrap_executable
+from .errors import PlanError
+from .manifest import Manifest
+from .model import Model
+from .ops import WeightSite
+from .passes.collect_weights import FusedSite, collect_weights
+from .pipeline import Lowered, late_passes, lower_model
+from .planner import Decision, Plan, decide
+from .profile import SparsityProfile, profile_weight
+from .progress import Progress
+from .report import LayerReport, Report
+from .runtime import CompiledModule
+from .schedules.base import matrix_view
+from .targets import TargetLike, X86Machine, machine_of, resolve_target
+from .workload import Conv2dGeometry
+
+
+def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -> Report:
+    """Profile the weight of every matmul and convolution of a model.
+
+    Parameters
+    ----------
+    source : path, onnx.ModelProto, torch.export.ExportedProgram, tvm.IRModule or Model
+    shapes : mapping, optional
+        Fixes symbolic dimensions, by input name.
+
+    Returns
+    -------
+    Report
+        `str` gives a table, `.layers` and `.to_json()` the data.
+    """
+    model = _load(source, shapes)
+    layers = []
+    for fused_site in collect_weights(model):
+        site = fused_site.site
+        layers.append(replace(_layer(model, site, _profile(model, site)), reason=site.refusal or None))
+    return Report(model.source, layers=tuple(layers), notes=tuple(model.notes))
+
+
+def plan(
+    source: Any,
+    target: TargetLike = "native",
+    records: str | None = None,
+    *,
+    threads: int | None = None,
+    force: Mapping[str, str] | None = None,
+    forbid: Sequence[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Plan:
+    """Decide for every weight which kernel it gets.
+
+    Parameters
+    ----------
+    source
+        As for `inspect`.
+    target : str, mapping or tvm.target.Target
+        "native", a short name, or a TVM target.
+    records : str, optional
+        Tuning records; none are read by this version, which has no tuner.
+    threads : int, optional
+        Threads to plan for; by default TVM_NUM_THREADS, else all cores.
+    force : mapping of str to str
+        Layer name or pattern to format ("dense", "register_tiled").
+    forbid : sequence of str
+        Layer names or patterns that stay dense.
+
+    Raises
+    ------
+    PlanError
+        When a forced format cannot hold a layer, or a pattern in `force` or `forbid` fits no layer.
+    """
+    _refuse_records(records)
+    model = _load(source, shapes)
+    resolved = resolve_target(target)
+    machine = machine_of(resolved, threads)
+    sites = [_with_threads(fused.site, machine) for fused in collect_weights(model)]
+    _check_patterns([*(force or {}), *forbid], [site.name for site in sites])
+    decisions = [
+        decide(site, _profile(model, site), machine, force=force, forbid=forbid) for site in sites
+    ]
+    return Plan(_target_data(resolved), machine.threads, model.digest(), tuple(decisions))
+
+
+def compile(
+    source: Any,
+    target: TargetLike = "native",
+    plan: Plan | str | None = None,
+    records: str | None = None,
+    check: bool = True,
+    *,
+    threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: Progress | None = None,
+) -> CompiledModule:
+    """Compile a model; its pruned layers get sparse kernels.
+
+    Parameters
+    ----------
+    source
+        As for `inspect`.
+    target, records, threads
+        As for `plan`.
+    plan : Plan or path, optional
+        Made before, perhaps edited; by default a new one.
+    check : bool
+        Compare every rewritten layer and the whole model with the dense one on random inputs before handing the module
+        over. Impossible, and left out with a note, when the target is not this machine.
+    shapes : mapping, optional
+        Fixes symbolic dimensions, by input name.
+    progress : Progress, optional
+        Shows what is being done.
+
+    Raises
+    ------
+    CheckError
+        When the compiled module disagrees with the dense model.
+    PlanError
+        When the plan was made for another model or target.
+    """
+    started = time.perf_counter()
+    progress = progress or Progress()
+    _refuse_records(records)
+    with progress.phase("load"):
+        model = _load(source, shapes)
+    resolved = resolve_target(target)
+    the_plan = _read_plan(plan) or _plan_for(model, resolved, threads, progress)
+    machine = machine_of(resolved, the_plan.threads if threads is None else threads)
+    _check_plan(the_plan, model, resolved)
+    sites = [
+        replace(fused, site=_with_threads(fused.site, machine))
+        for fused in collect_weights(model)
+    ]
+    lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
+    report = _report(model, sites, the_plan, lowered, machine)
+    manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
+    if check:
+        report = _checked(model, sites, lowered, executable, manifest, report, progress)
+    totals = {**report.totals, "compile_seconds": round(time.perf_counter() - started, 2)}
+    report = replace(report, totals=totals)
+    manifest = replace(manifest, report=json.loads(report.to_json()))
+    return wrap_executable(executable, manifest, machine.threads)
+
+
+def _load(source: Any, shapes: Mapping[str, Sequence[int]] | None) -> Model:
+    from .frontends.loading import load
+
+    return source if isinstance(source, Model) and not shapes else load(source, shapes=shapes)
+
+
+def _refuse_records(records: str | None) -> None:
+    if records is not None:
+        raise PlanError("tuning records cannot be read yet: this version plans by its cost model")
+
+
+def _with_threads(site: WeightSite, machine: X86Machine) -> WeightSite:
+    return replace(site, workload=replace(site.workload, threads=machine.threads))
+
+
+def _profile(model: Model, site: WeightSite) -> SparsityProfile:
+    geometry = site.workload.geometry
+    taps = 1
+    if isinstance(geometry, Conv2dGeometry):
+        taps = geometry.kernel[0] * geometry.kernel[1]
+    weight = model.params[site.param]
+    if weight.ndim < 2:
+        weight = weight.reshape(1, -1)
+    return profile_weight(matrix_view(weight, site.workload.op if weight.ndim == 2 else "conv2d"), taps=taps)
+
+
+def _layer(model: Model, site: WeightSite, profile: SparsityProfile) -> LayerReport:
+    return LayerReport(
+        name=site.name,
+        op=site.workload.op,
+        shape=site.weight_shape,
+        dtype=site.workload.dtype,
+        density=profile.density,
+        pattern=profile.pattern,
+        nnz=profile.nnz,
+        bytes_dense=int(model.params[site.param].nbytes),
+    )
+
+
+def _target_data(target: Any) -> dict[str, Any]:
+    return dict(json.loads(json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str)))
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise PlanError(f"no layer is called '{pattern}', and none matches it as a pattern")
+
+
+def _read_plan(source: Plan | str | None) -> Plan | None:
+    return source if source is None or isinstance(source, Plan) else Plan.from_json(source)
+
+
+def _plan_for(model: Model, target: Any, threads: int | None, progress: Progress) -> Plan:
+    with progress.phase("plan"):
+        return plan(model, target, threads=threads)
+
+
+def _check_plan(the_plan: Plan, model: Model, target: Any) -> None:
+    if the_plan.digest != model.digest():
+        raise PlanError("the plan was made for another model: its weights differ from these")
+    if dict(the_plan.target) != _target_data(target):
+        raise PlanError(
+            f"the plan was made for the target {dict(the_plan.target)}, not for {_target_data(target)}"
+        )
+
+
+def _build(
+    model: Model,
+    sites: Sequence[FusedSite],
+    the_plan: Plan,
+    machine: X86Machine,
+    target: Any,
+    progress: Progress,
+) -> tuple[Lowered, Any]:
+    lowered = lower_model(model, sites, the_plan, machine, progress)
+    with progress.phase("generate code"):
+        executable = tvm.compile(lowered.mod, target, relax_pipeline=late_passes(machine, target))
+    return lowered, executable
+
+
+def _report(
+    model: Model,
+    sites: Sequence[FusedSite],
+    the_plan: Plan,
+    lowered: Lowered,
+    machine: X86Machine,
+) -> Report:
+    layers = []
+    for fused_site in sites:
+        site = fused_site.site
+        decision = the_plan.decision(site.name)
+        layer = _layer(model, site, _profile(model, site))
+        layers.append(
+            replace(
+                layer,
+                format=decision.format,
+                kernel=decision.kernel,
+                config=_reported_config(site, decision),
+                source=decision.source,
+                reason=decision.reason,
+                expected_us=decision.expected_us,
+                dense_us=decision.dense_us,
+                bytes_packed=lowered.packed_bytes.get(site.name, layer.bytes_dense),
+            )
+        )
+    return Report(
+        model.source,
+        target=machine.mcpu,
+        threads=machine.threads,
+        layers=tuple(layers),
+        notes=tuple(model.notes),
+    )
+
+
+def _reported_config(site: WeightSite, decision: Decision) -> dict[str, Any]:
+    fused = site.workload.epilogue.describe()
+    return {**decision.config, **({"fused": fused} if fused else {})}
+
+
+def _manifest(
+    model: Model,
+    the_plan: Plan,
+    report: Report,
+    lowered: Lowered,
+    target: Any,
+    machine: X86Machine,
+) -> Manifest:
+    return Manifest(
+        package_version=__version__,
+        tvm_version=tvm.__version__,
+        target=_target_data(target),
+        cpu_features=required_features(target),
+        threads=machine.threads,
+        inputs=model.inputs,
+        outputs=model.outputs,
+        plan=json.loads(the_plan.to_json()),
+        report=json.loads(report.to_json()),
+        digest=the_plan.digest,
+        kernels=lowered.kernels,
+    )

@@ -1,0 +1,311 @@
+"""Decide for every weight which format and kernel it gets, and say why."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import PlanError
+from .ops import WeightSite
+from .profile import SparsityProfile
+from .schedules.base import KernelTemplate
+from .schedules.x86.templates import TEMPLATES
+from .targets import X86Machine
+from .workload import Workload
+
+VERSION = 1
+
+# Formats that hold every element, zero or not.
+DENSE_FORMATS: frozenset[str] = frozenset({"dense", "plain"})
+
+# A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.
+_MARGIN = 0.92
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel that could compute a layer, at its best configuration."""
+
+    format: str
+    kernel: str
+    config: Mapping[str, Any]
+    expected_us: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one weight.
+
+    Attributes
+    ----------
+    name : str
+        The user's layer name.
+    format, kernel : str
+        Keys of the tables of formats and templates; kernel "tvm" leaves the operator to TVM's own schedule.
+    config : mapping
+        The kernel's configuration.
+    source : str
+        "model" (the cost model), "record" or "user".
+    reason : str
+        Why, in words.
+    expected_us, dense_us : float or None
+        Estimated microseconds of this kernel, and of the best dense one.
+    candidates : tuple of Candidate
+        What was compared, the fastest first.
+    """
+
+    name: str
+    op: str
+    format: str
+    kernel: str
+    config: Mapping[str, Any]
+    source: str
+    reason: str
+    expected_us: float | None = None
+    dense_us: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether zeros are skipped."""
+        return self.kernel != "tvm" and self.format not in DENSE_FORMATS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for one model on one target; plain data, editable as JSON."""
+
+    target: Mapping[str, Any]
+    threads: int
+    digest: str
+    decisions: tuple[Decision, ...] = field(default=())
+
+    def decision(self, name: str) -> Decision:
+        """Look up a layer by name.
+
+        Raises
+        ------
+        PlanError
+            When the plan has no such layer.
+        """
+        for decision in self.decisions:
+            if decision.name == name:
+                return decision
+        raise PlanError(f"the plan has no layer '{name}'; it was made for another model")
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the plan as JSON, and write it to `path` if one is given."""
+        text = json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n"
+        if path is not None:
+            place = Path(path)
+            beside = place.with_name(place.name + ".part")
+            try:
+                beside.write_text(text)
+                os.replace(beside, place)
+            except OSError as error:
+                raise PlanError(f"the plan cannot be written to '{place}': {error}") from None
+        return text
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Plan:
+        """Read a plan from JSON text or from a file.
+
+        Raises
+        ------
+        PlanError
+            When it cannot be read, is no plan, or lacks a field.
+        """
+        text = source if isinstance(source, str) and source.lstrip().startswith("{") else None
+        if text is None:
+            try:
+                text = Path(source).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise PlanError(f"the plan '{source}' cannot be read: {error}") from None
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PlanError(f"the plan is not valid JSON: {error}") from None
+        return _plan_from(data)
+
+    def __str__(self) -> str:
+        sparse = sum(decision.is_sparse for decision in self.decisions)
+        lines = [f"plan: {sparse} of {len(self.decisions)} layers sparse, {self.threads} threads"]
+        lines += [f"  {d.name}: {d.kernel} ({d.reason})" for d in self.decisions]
+        return "\n".join(lines)
+
+
+def _plan_from(data: Any) -> Plan:
+    if not isinstance(data, dict):
+        raise PlanError("the plan is not a JSON object")
+    if data.get("version") != VERSION:
+        raise PlanError(f"the plan has version {data.get('version')}; this program reads {VERSION}")
+    try:
+        decisions = tuple(
+            Decision(
+                **{
+                    **entry,
+                    "candidates": tuple(Candidate(**c) for c in entry.get("candidates", ())),
+                }
+            )
+            for entry in data["decisions"]
+        )
+        plan = Plan(dict(data["target"]), int(data["threads"]), str(data["digest"]), decisions)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlanError(f"the plan lacks or misspells a field: {error}") from None
+    for decision in plan.decisions:
+        _check_decision(decision)
+    return plan
+
+
+def _check_decision(decision: Decision) -> None:
+    if decision.kernel == "tvm":
+        return
+    template = template_named(decision.kernel)
+    if template.format != decision.format:
+        raise PlanError(
+            f"layer '{decision.name}': kernel '{decision.kernel}' reads the format "
+            f"'{template.format}', not '{decision.format}'"
+        )
+    if not isinstance(decision.config, Mapping):
+        raise PlanError(f"layer '{decision.name}': the configuration is not an object")
+
+
+def template_named(name: str) -> KernelTemplate:
+    """Look up a kernel template.
+
+    Raises
+    ------
+    PlanError
+        When there is none of that name.
+    """
+    for template in TEMPLATES:
+        if template.name == name:
+            return template
+    known = ", ".join(template.name for template in TEMPLATES)
+    raise PlanError(f"no kernel is called '{name}'; there are {known}, and 'tvm'")
+
+
+def decide(
+    site: WeightSite,
+    profile: SparsityProfile,
+    machine: X86Machine,
+    *,
+    force: Mapping[str, str] | None = None,
+    forbid: Sequence[str] = (),
+) -> Decision:
+    """Choose a kernel for one weight by estimated time; dense is a candidate like the others.
+
+    Parameters
+    ----------
+    site, profile, machine
+        The layer, the zeros of its weight, and the processor.
+    force : mapping of str to str
+        Layer name or pattern (`fnmatch`) to the format that it must get.
+    forbid : sequence of str
+        Layer names or patterns that stay dense.
+
+    Raises
+    ------
+    PlanError
+        When a forced format cannot hold the layer.
+    """
+    if site.refusal or site.workload.geometry is None:
+        wanted = _forced(site.name, force)
+        if wanted not in (None, "dense"):
+            raise PlanError(f"layer '{site.name}' cannot be {wanted}: {site.refusal}")
+        return Decision(site.name, site.workload.op, "dense", "tvm", {}, "model", site.refusal)
+    candidates, refusals = _candidates(site.workload, profile, machine)
+    dense = [c for c in candidates if c.format in DENSE_FORMATS]
+    sparse = [c for c in candidates if c.format not in DENSE_FORMATS]
+    best_dense, best_sparse = (_fastest(dense), _fastest(sparse))
+    chosen, source, reason = _choose(
+        site.name, profile, best_dense, best_sparse, refusals, force, forbid
+    )
+    return Decision(
+        name=site.name,
+        op=site.workload.op,
+        format=chosen.format if chosen else "dense",
+        kernel=chosen.kernel if chosen else "tvm",
+        config=dict(chosen.config) if chosen else {},
+        source=source,
+        reason=reason,
+        expected_us=chosen.expected_us if chosen else None,
+        dense_us=best_dense.expected_us if best_dense else None,
+        candidates=tuple(sorted(candidates, key=lambda c: c.expected_us)),
+    )
+
+
+def _forced(name: str, force: Mapping[str, str] | None) -> str | None:
+    for pattern, wanted in (force or {}).items():
+        if name == pattern or fnmatch.fnmatchcase(name, pattern):
+            return wanted
+    return None
+
+
+def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+    return min(candidates, key=lambda c: c.expected_us, default=None)
+
+
+def _candidates(
+    workload: Workload, profile: SparsityProfile, machine: X86Machine
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Estimate every template at its best configuration; list the refusals of the others."""
+    found: list[Candidate] = []
+    refusals: dict[str, str] = {}
+    for template in TEMPLATES:
+        match = template.supports(workload, machine)
+        if not match:
+            refusals[template.format] = match.reason
+            continue
+        timed = [
+            Candidate(
+                template.format,
+                template.name,
+                config,
+                round(template.estimate(workload, machine, profile, config), 2),
+            )
+            for config in template.space(workload, machine)
+        ]
+        best = _fastest(timed)
+        if best is not None:
+            found.append(best)
+    return found, refusals
+
+
+def _choose(
+    name: str,
+    profile: SparsityProfile,
+    dense: Candidate | None,
+    sparse: Candidate | None,
+    refusals: Mapping[str, str],
+    force: Mapping[str, str] | None,
+    forbid: Sequence[str],
+) -> tuple[Candidate | None, str, str]:
+    wanted = _forced(name, force)
+    if wanted is not None:
+        options = [c for c in (dense, sparse) if c is not None and c.format == wanted]
+        if wanted == "dense" and not options:
+            options = [dense] if dense else []
+        if not options:
+            reason = refusals.get(wanted, f"there is no format '{wanted}'")
+            raise PlanError(f"layer '{name}' cannot be {wanted}: {reason}")
+        return options[0], "user", f"forced to {wanted}"
+    if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in forbid):
+        return dense, "user", "kept dense by the user"
+    if sparse is None:
+        return dense, "model", refusals.get("register_tiled", "no sparse kernel takes it")
+    if dense is None:
+        return sparse, "model", "no dense kernel takes it"
+    ratio = dense.expected_us / sparse.expected_us
+    times = f"{sparse.expected_us:.0f} us sparse, {dense.expected_us:.0f} us dense"
+    if sparse.expected_us < _MARGIN * dense.expected_us:
+        return sparse, "model", f"expected {ratio:.1f}x faster ({times})"
+    if profile.nnz == profile.size:
+        return dense, "model", "the weight has no zeros"
+    share = f"{100 * (1 - profile.density):.0f} % zeros"
+    return dense, "model", f"{share} do not pay here (expected {times})"
