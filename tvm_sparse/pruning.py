@@ -39,10 +39,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from .errors import ModelError, SparseError
+from .files import read_onnx
 from .model import Model
 
 Scope = Literal["global", "layer"]
@@ -435,28 +435,6 @@ def _open(model: Any) -> _OnnxWeights | _ModelWeights:
         "pruning takes a path, an onnx.ModelProto or a loaded model; "
         f"this is a {type(model).__name__}"
     )
-
-
-def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """Read an ONNX file with its external data.
-
-    Raises
-    ------
-    ModelError
-        When there is no such file, or it is not an ONNX model.
-    """
-    try:
-        model = onnx.load(path)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file '{error.filename or path}'") from None
-    except DecodeError:
-        raise ModelError(f"'{os.fspath(path)}' is not an ONNX model, or it is cut off") from None
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"cannot read '{os.fspath(path)}': {lines[0]}") from None
-    if not model.graph.node:
-        raise ModelError(f"'{os.fspath(path)}' is not an ONNX model: it holds no graph")
-    return model
 
 
 class _ModelWeights:

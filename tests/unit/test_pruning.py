@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tvm_sparse import zoo
 from tvm_sparse.errors import ModelError, SparseError
+from tvm_sparse.files import read_onnx
 from tvm_sparse.pruning import (
     parse_pattern,
     prunable_layers,
     prune,
     prune_with_report,
-    read_onnx,
 )
 
 FAST = settings(max_examples=40, deadline=None)

@@ -1,0 +1,8 @@
+"""Lets ``python -m tvm_sparse`` be the command line."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

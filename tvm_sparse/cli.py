@@ -1,0 +1,626 @@
+"""The command line: ``tvm-sparse inspect | prune | tune | compile | run | bench | demo``.
+
+Exit codes: 0 done; 1 the job failed, with one line why; 2 wrong usage; 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .errors import InputError, MissingExtraError, SparseError
+
+# Nothing here imports TVM or ONNX at the top: `run` needs neither, `--help` answers at once, and
+# TVM_NUM_THREADS has to be set before TVM is loaded.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code; wrong usage raises SystemExit(2), as argparse does.
+    """
+    options = build_parser().parse_args(argv)
+    if getattr(options, "plan", None) and getattr(options, "force", None):
+        options.parser.error("--plan says it all already; --force would contradict it")
+    if getattr(options, "plan", None) and getattr(options, "forbid", None):
+        options.parser.error("--plan says it all already; --forbid would contradict it")
+    try:
+        code = _run(options)
+        # A pipe that was closed early breaks here, where it can be caught.
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more at its end; that must go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(options: argparse.Namespace) -> int:
+    if getattr(options, "threads", None):
+        os.environ["TVM_NUM_THREADS"] = str(options.threads)
+    debug = getattr(options, "debug", False)
+    try:
+        return int(options.command(options) or 0)
+    except BrokenPipeError:
+        raise
+    except KeyboardInterrupt:
+        _complain("stopped")
+        return 130
+    except SparseError as error:
+        if debug:
+            raise
+        _complain(_one_line(str(error)))
+    except Exception as error:
+        if debug:
+            raise
+        text = _one_line(str(error))
+        _complain(f"{type(error).__name__}: {text} (--debug shows where)")
+    return 1
+
+
+def _complain(text: str) -> None:
+    print(f"tvm-sparse: {text}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """Join a short message; of a long one, as TVM writes them, keep the line that says it."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return " ".join(lines) if len(lines) <= 3 else lines[-1]
+
+
+# ---------------------------------------------------------------------------------------------
+# The commands
+# ---------------------------------------------------------------------------------------------
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Print the sparsity of every weight."""
+    import tvm_sparse as ts
+
+    report = ts.inspect(_load(options))
+    if options.json == "-":
+        print(report.to_json().rstrip())
+        return
+    print(report)
+    if options.json:
+        report.to_json(options.json)
+
+
+def prune(options: argparse.Namespace) -> None:
+    """Prune an ONNX file by magnitude."""
+    from .files import save_onnx
+    from .pruning import prune_with_report
+
+    _check_writable(options.output)
+    report = prune_with_report(
+        options.model,
+        options.pattern,
+        options.sparsity,
+        options.scope,
+        options.skip,
+        options.seed,
+    )
+    save_onnx(report.model, options.output)
+    print(report)
+    print(f"wrote {options.output}")
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Search for the fastest kernels."""
+    import tvm_sparse as ts
+
+    search = getattr(ts, "tune", None)
+    if search is None:
+        raise SparseError(
+            "tuning arrives in a later version; compile works without it, from a cost model"
+        )
+    if bool(options.tracker) != bool(options.key):
+        raise SparseError("--tracker and --key go together")
+    tracker = f"{options.tracker}/{options.key}" if options.tracker else None
+    found = search(
+        _load(options),
+        target=options.target,
+        trials=options.trials,
+        records=options.records,
+        tracker=tracker,
+    )
+    print(found)
+
+
+def compile_(options: argparse.Namespace) -> None:
+    """Compile a model to a shared library."""
+    import tvm_sparse as ts
+
+    for path in (options.output, options.report, options.save_plan):
+        if path:
+            _check_writable(path)
+    _check_report_name(options.report)
+    started = time.perf_counter()
+    model = _load(options)
+    plan = _plan(ts, model, options)
+    module = ts.compile(
+        model,
+        target=options.target,
+        plan=plan,
+        records=options.records,
+        check=not options.no_check,
+    )
+    module.export(options.output)
+    seconds = time.perf_counter() - started
+    report = module.report
+    print(report)
+    if options.report:
+        report.to_json(options.report)
+    size = os.path.getsize(options.output)
+    checked = "not checked" if options.no_check else "checked against the dense model"
+    print(f"wrote {options.output}: {_bytes(size)}, {checked}, in {seconds:.1f} s")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run an exported library on arrays from files."""
+    from .deploy import load_module
+
+    if options.output:
+        _check_writable(options.output)
+    module = load_module(options.library, threads=options.threads)
+    wanted = [spec.name for spec in module.inputs]
+    arrays = read_inputs(options.input, wanted)
+    outputs = module.run(arrays)
+    for name, value in outputs.items():
+        print(f"{name}: {describe(value)}")
+    if options.output:
+        save_arrays(options.output, outputs)
+        print(f"wrote {options.output}")
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Time a model against its dense peers."""
+    from .bench import bench as measure
+    from .progress import Progress
+
+    if options.json and options.json != "-":
+        _check_writable(options.json)
+    result = measure(
+        options.model,
+        options.against,
+        options.threads or 1,
+        target=options.target,
+        plan=options.plan,
+        records=options.records,
+        library=options.library,
+        shapes=_shapes(options),
+        repeats=options.repeats,
+        seconds=options.seconds,
+        progress=Progress(),
+    )
+    if options.json == "-":
+        print(result.to_json().rstrip())
+    else:
+        print(result)
+        if options.json:
+            result.to_json(options.json)
+    if result.failed:
+        _complain("this package has no time of its own; the table says why")
+    return 1 if result.failed else 0
+
+
+def demo(options: argparse.Namespace) -> None:
+    """Do the main job on a model made here."""
+    from .demo import demo as show
+
+    show(folder=options.output, threads=options.threads or 1, model=options.model)
+
+
+# ---------------------------------------------------------------------------------------------
+# What they share
+# ---------------------------------------------------------------------------------------------
+
+
+def _load(options: argparse.Namespace) -> Any:
+    import tvm_sparse as ts
+
+    source: Any = options.model
+    if Path(source).suffix == ".pt2":
+        source = _read_torch(source)
+    return ts.load(source, shapes=_shapes(options))
+
+
+def _read_torch(path: str) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError(
+            f"'{path}' needs PyTorch, which is not installed: pip install tvm-sparse[torch]"
+        ) from None
+    if not os.path.exists(path):
+        raise SparseError(f"there is no file '{path}'")
+    return torch.export.load(path)
+
+
+def _shapes(options: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:
+    return dict(options.shape) or None
+
+
+def _plan(ts: Any, model: Any, options: argparse.Namespace) -> Any:
+    if options.plan:
+        from .bench import read_plan
+
+        plan = read_plan(options.plan)
+    elif options.force or options.forbid or options.save_plan:
+        plan = ts.plan(
+            model,
+            target=options.target,
+            records=options.records,
+            force=dict(options.force),
+            forbid=list(options.forbid),
+        )
+    else:
+        return None
+    if options.save_plan:
+        from .files import write_text
+
+        write_text(options.save_plan, plan.to_json())
+    return plan
+
+
+def _check_report_name(path: str | None) -> None:
+    if path is None:
+        return
+    from .report import Report
+
+    if Path(path).suffix in (".html", ".htm") and not hasattr(Report, "to_html"):
+        raise SparseError("reports are written as .json only yet; an HTML page comes later")
+
+
+def _check_writable(path: str) -> None:
+    """Refuse a hopeless output path before the work, not after it."""
+    place = Path(path)
+    if place.is_dir():
+        raise SparseError(f"'{path}' is a folder; a file is to be written")
+    if not place.parent.is_dir():
+        raise SparseError(f"there is no folder '{place.parent}' to write '{place.name}' to")
+    if not os.access(place.parent, os.W_OK):
+        raise SparseError(f"the folder '{place.parent}' is not writable")
+
+
+def _bytes(size: int) -> str:
+    if size < 1 << 20:
+        return f"{size / 1024:.0f} KiB"
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def describe(value: np.ndarray) -> str:
+    """Sum up an array in a line."""
+    head = f"{value.dtype} [{', '.join(map(str, value.shape))}]"
+    if not value.size or value.dtype == object:
+        return head
+    numbers = value.astype(np.float64)
+    return f"{head}  min {numbers.min():.6g}  mean {numbers.mean():.6g}  max {numbers.max():.6g}"
+
+
+def read_inputs(given: Sequence[tuple[str, str]], wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read ``NAME=FILE`` pairs; a pair without a name stands for all arrays of an .npz file.
+
+    Parameters
+    ----------
+    wanted : sequence of str
+        The model's inputs, for the messages.
+
+    Raises
+    ------
+    InputError
+        When a file cannot be read, or lacks the array.
+    """
+    if not given and wanted:
+        raise InputError(f"the model needs {', '.join(wanted)}: give each as --input NAME=FILE.npy")
+    arrays: dict[str, np.ndarray] = {}
+    for name, path in given:
+        content = _read_arrays(path)
+        if not name and isinstance(content, np.ndarray):
+            if len(wanted) != 1:
+                raise InputError(f"say which input '{path}' is: --input NAME={path}")
+            arrays[wanted[0]] = content
+        elif isinstance(content, np.ndarray):
+            arrays[name] = content
+        elif not name:
+            arrays.update(content)
+        elif name in content:
+            arrays[name] = content[name]
+        elif len(content) == 1:
+            arrays[name] = next(iter(content.values()))
+        else:
+            raise InputError(f"'{path}' holds {', '.join(content)}, and no '{name}'")
+    return arrays
+
+
+def _read_arrays(path: str) -> np.ndarray | dict[str, np.ndarray]:
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            return {key: content[key] for key in content.files}
+    except FileNotFoundError:
+        raise InputError(f"there is no file '{path}'") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or "it is no whole .npy or .npz file of numbers"
+        raise InputError(f"'{path}' cannot be read: {reason}") from None
+
+
+def save_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays under their own names to an .npz file; a single one to .npy where asked for.
+
+    Raises
+    ------
+    SparseError
+        When the file cannot be written, or several arrays are to go to one .npy file.
+    """
+    from .files import written_beside
+
+    single = Path(path).suffix == ".npy"
+    if single and len(arrays) != 1:
+        raise SparseError(f"{len(arrays)} outputs do not fit one .npy file; write an .npz")
+    with written_beside(path) as temporary, open(temporary, "wb") as stream:
+        if single:
+            np.save(stream, next(iter(arrays.values())), allow_pickle=False)
+            return
+        # numpy.savez takes names as keywords, and some of those ("file") are its own.
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name, value in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
+
+
+# ---------------------------------------------------------------------------------------------
+# The parser
+# ---------------------------------------------------------------------------------------------
+
+
+def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Turn a refusal of `read` into wrong usage, with its own words."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except (SparseError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def _read_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, equals, sizes = text.rpartition("=")
+    parts = sizes.split(",") if sizes else []
+    if not (name and equals and all(part.strip().isdigit() for part in parts)):
+        raise ValueError(f"'{text}' is no shape; write NAME=1,128")
+    return name, tuple(int(part) for part in parts)
+
+
+def _read_input(text: str) -> tuple[str, str]:
+    name, equals, path = text.rpartition("=")
+    if not path or (equals and not name):
+        raise ValueError(f"'{text}' names no input; write NAME=FILE.npy")
+    return name, path
+
+
+def _read_force(text: str) -> tuple[str, str]:
+    name, equals, chosen = text.rpartition("=")
+    if not (name and equals and chosen):
+        raise ValueError(f"'{text}' forces nothing; write NAME=FORMAT")
+    return name, chosen
+
+
+def _read_pattern(text: str) -> str:
+    from .pruning import parse_pattern
+
+    parse_pattern(text)
+    return text
+
+
+def _read_sparsity(text: str) -> float:
+    value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    if not 0 <= value < 1:
+        raise ValueError(f"the sparsity is the share of zeros, from 0 to below 1; {text} is not")
+    return value
+
+
+def _read_count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise ValueError(f"'{text}' is no whole number from 1 on")
+    return value
+
+
+def _read_seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"'{text}' is no length of time")
+    return value
+
+
+def _read_peers(text: str) -> tuple[str, ...]:
+    from .bench import PEERS
+
+    peers = tuple(part.strip() for part in text.split(",") if part.strip())
+    unknown = [peer for peer in peers if peer not in PEERS]
+    if unknown:
+        raise ValueError(f"unknown peer '{unknown[0]}'; there are {', '.join(PEERS)}")
+    return peers
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="tvm-sparse",
+        description="Compile pruned models to libraries that make use of the zeros.",
+    )
+    parser.add_argument("--version", action="version", version=f"tvm-sparse {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (function, add_options) in COMMANDS.items():
+        text = (function.__doc__ or "").strip()
+        command = commands.add_parser(name, help=text, description=text, parents=[common])
+        command.set_defaults(command=function, parser=command)
+        add_options(command)
+    return parser
+
+
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
+
+
+def _prune_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument("-o", "--output", required=True, metavar="PRUNED.onnx")
+    parser.add_argument(
+        "--pattern",
+        type=_argument(_read_pattern),
+        default="unstructured",
+        help="unstructured (default), N:M, block:RxC, vector:V or channel",
+    )
+    parser.add_argument(
+        "--sparsity",
+        type=_argument(_read_sparsity),
+        metavar="S",
+        help="share of zeros, 0.9 by default; N:M fixes it",
+    )
+    parser.add_argument("--scope", choices=("global", "layer"), default="global")
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="LAYER", help="leave these alone (pattern)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides between equal magnitudes")
+
+
+def _tune_options(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    _target(parser)
+    parser.add_argument("--records", required=True, metavar="FILE")
+    parser.add_argument("--trials", type=_argument(_read_count), default=64, metavar="N")
+    parser.add_argument("--tracker", metavar="HOST:PORT")
+    parser.add_argument("--key")
+    _threads(parser)
+
+
+def _compile_options(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="model.so")
+    _target(parser)
+    parser.add_argument("--records", metavar="FILE", help="tuning records")
+    decided = parser.add_argument_group("the plan")
+    decided.add_argument("--plan", metavar="FILE", help="use this plan instead of making one")
+    decided.add_argument("--save-plan", metavar="FILE", help="write the plan that was used")
+    decided.add_argument(
+        "--force",
+        type=_argument(_read_force),
+        action="append",
+        default=[],
+        metavar="NAME=FORMAT",
+        help="pack these layers (a name or pattern) in this format",
+    )
+    decided.add_argument(
+        "--forbid", action="append", default=[], metavar="PATTERN", help="keep these layers dense"
+    )
+    parser.add_argument("--report", metavar="FILE.json", help="write the report")
+    parser.add_argument(
+        "--no-check", action="store_true", help="do not compare with the dense model"
+    )
+    _threads(parser)
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("library", metavar="model.so")
+    parser.add_argument(
+        "--input",
+        type=_argument(_read_input),
+        action="append",
+        default=[],
+        metavar="NAME=x.npy",
+        help="an input, from an .npy or .npz file; FILE.npz alone gives all of its arrays",
+    )
+    parser.add_argument("--output", metavar="out.npz", help="write the outputs")
+    _threads(parser)
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument(
+        "--against",
+        type=_argument(_read_peers),
+        default=("onnxruntime", "openvino", "tvm"),
+        metavar="PEER,...",
+        help="onnxruntime, openvino, tvm (these three by default), tvm-stock",
+    )
+    _target(parser)
+    parser.add_argument("--plan", metavar="FILE")
+    parser.add_argument("--records", metavar="FILE")
+    parser.add_argument("--library", metavar="model.so", help="time this instead of compiling")
+    parser.add_argument("--repeats", type=_argument(_read_count), metavar="N", help="rounds")
+    parser.add_argument(
+        "--seconds", type=_argument(_read_seconds), default=10.0, help="time for the rounds"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON; - is stdout")
+    _threads(parser)
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=("encoder", "mobilenet"), default="encoder")
+    parser.add_argument("-o", "--output", metavar="FOLDER", help="keep the files that it makes")
+    _threads(parser)
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL.onnx")
+    parser.add_argument(
+        "--shape",
+        type=_argument(_read_shape),
+        action="append",
+        default=[],
+        metavar="NAME=1,128",
+        help="fix the shape of an input",
+    )
+
+
+def _target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target",
+        default="native",
+        metavar="T",
+        help="native (default), x86-64-v2, x86-64-v3, x86-64-v4, or a TVM target as JSON",
+    )
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_argument(_read_count), metavar="N")
+
+
+COMMANDS: Mapping[
+    str,
+    tuple[Callable[[argparse.Namespace], int | None], Callable[[argparse.ArgumentParser], None]],
+] = {
+    "inspect": (inspect, _inspect_options),
+    "prune": (prune, _prune_options),
+    "tune": (tune, _tune_options),
+    "compile": (compile_, _compile_options),
+    "run": (run, _run_options),
+    "bench": (bench, _bench_options),
+    "demo": (demo, _demo_options),
+}
