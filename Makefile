@@ -54,7 +54,7 @@ wheel: $(TEST)/ready
 lint: wheel
 	$(TEST)/bin/ruff check
 	$(TEST)/bin/ruff format --check
-	cd $(WHEEL) && MYPYPATH=site ../../$(TEST)/bin/mypy --config-file ../../pyproject.toml
+	cd $(WHEEL) && MYPYPATH=site ../../$(TEST)/bin/mypy --cache-dir ../../.mypy_cache --config-file ../../pyproject.toml
 
 # An editable install hides a folder that the wheel lacks; these tests run on the wheel alone.
 wheel-job: wheel

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom up: a module imports from its own layer and from those above it in this table.
 # A name stands for the module, or the package with all that is in it, under tvm_sparse.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("plain data", ("errors", "workload", "targets", "model", "progress", "report")),
+    ("plain data", ("errors", "files", "workload", "targets", "model", "progress", "report")),
     ("runtime", ("cpu_features", "manifest", "runtime")),
     ("zeros", ("profile", "formats")),
     ("operators", ("ops",)),
@@ -24,8 +24,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("planning", ("planner", "plan")),
     ("passes", ("passes",)),
     ("front ends", ("frontends", "inspection", "reference")),
-    ("pipeline", ("compiler", "pipeline", "check")),
+    ("pipeline", ("pipeline", "check")),
     ("deployment", ("deploy",)),
+    ("compilation", ("compiler",)),
     ("tools", ("bench", "demo", "zoo", "pruning")),
     ("command line", ("cli", "__main__")),
 )
