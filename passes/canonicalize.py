@@ -20,7 +20,7 @@ Normalisation
     BatchNorm at inference is gone: in the weight and bias before it, or a multiply and an add.
     Layer normalisation is ``R.nn.layer_norm(x, gamma, beta)``; GELU may stay decomposed.
 Order
-    In a commutative operator a constant stands on the right.
+    In a commutative operator a constant stands on the right; one element is a scalar there.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from .rewrite_main import (
     operands_of,
     same_shape,
 )
+from .simplify_softmax import simplify_softmax
 from .sink_reshapes import sink_reshapes
 from .tidy_params import tidy_params
 from .unstack_reductions import unstack_reductions
@@ -58,6 +59,7 @@ PASSES: tuple[Callable[[Model], Model], ...] = (
     lift_weights,
     fold_weight_transforms,
     drop_no_ops,
+    simplify_softmax,
     sink_reshapes,
     recognize_layer_norm,
     fold_batch_norm,

@@ -12,6 +12,7 @@ from .rewrite_main import MainRewriter, call_of, dtype_of, same_shape, shape_of
 
 _SAME_SHAPE = ("broadcast_to", "reshape", "expand_dims", "squeeze", "flatten", "tile", "repeat")
 _COMMUTATIVE = ("add", "multiply", "maximum", "minimum")
+_BINARY = (*_COMMUTATIVE, "subtract", "divide", "power")
 # Operator -> the scalar operand on the right with which it does nothing.
 _NEUTRAL = {"add": 0.0, "subtract": 0.0, "multiply": 1.0, "divide": 1.0, "power": 1.0}
 
@@ -29,6 +30,8 @@ def _simplify(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
         return _merge(rewriter, var, expr)
     if name in _COMMUTATIVE:
         expr = _constant_right(rewriter, expr)
+    if name in _BINARY:
+        expr = _scalar_right(rewriter, var, expr)
     source = expr.args[0]
     if name in _SAME_SHAPE and same_shape(source, var):
         return source
@@ -46,6 +49,16 @@ def _constant_right(rewriter: MainRewriter, expr: Any) -> Any:
     if _is_constant(rewriter, left) and not _is_constant(rewriter, right):
         return relax.Call(expr.op, [right, left], expr.attrs, expr.ty_args)
     return expr
+
+
+def _scalar_right(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
+    """Make a constant of one element a scalar, which is what later phases look for."""
+    left, right = expr.args
+    value = rewriter.params.get(right) if isinstance(right, relax.Var) else None
+    if value is None or value.size != 1 or not same_shape(left, var):
+        return expr
+    scalar = relax.const(value.reshape(()), str(value.dtype))
+    return relax.Call(expr.op, [left, scalar], expr.attrs, expr.ty_args)
 
 
 def _is_constant(rewriter: MainRewriter, leaf: Any) -> bool:

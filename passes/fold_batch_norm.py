@@ -65,15 +65,17 @@ class _Chain:
             return (-1,)
         return tuple(-1 if axis == self.axis else 1 for axis in range(self.ndim))
 
+    def _names_after(self, step: _Step) -> tuple[str, str, str]:
+        scale = step.names[0] if step.scales and self.weight is None else self.names[0]
+        return scale, step.names[1] if step.shifts else self.names[1], self.names[2]
+
     def after(self, step: _Step) -> _Chain:
         """Append one step."""
         return replace(
             self,
             scale=self.scale * step.scale,
             shift=self.shift * step.scale + step.shift,
-            names=(step.name, step.name, self.names[2])
-            if self.weight is None
-            else (self.names[0], step.name, self.names[2]),
+            names=self._names_after(step),
             steps=self.steps + 1,
             scaled=self.scaled or step.scales,
             shifted=self.shifted or step.shifts,
@@ -88,7 +90,7 @@ class _Step:
 
     scale: np.ndarray
     shift: np.ndarray
-    name: str
+    names: tuple[str, str]
     layer: str
     scales: bool
     shifts: bool
@@ -149,7 +151,7 @@ class _ChainFolder:
             return None
         step = _step(rewriter, expr, vectors, chain.vector_shape())
         if chain.steps == 0 and chain.weight is None:
-            chain = replace(chain, names=(step.name, step.name, step.layer))
+            chain = replace(chain, names=(*step.names, step.layer))
         return chain.after(step)
 
     def _folded(self, rewriter: MainRewriter, leaf: Any) -> Any:
@@ -259,7 +261,7 @@ def _step(
     return _Step(
         scale=scale,
         shift=shift,
-        name=param.name,
+        names=(param.name, param.name),
         layer=rewriter.layers[param],
         scales=name in ("multiply", "divide"),
         shifts=name in ("add", "subtract"),
@@ -273,5 +275,6 @@ def _batch_norm_step(rewriter: MainRewriter, call: Any, vectors: list[np.ndarray
     beta = beta if call.attrs.center else np.zeros_like(beta)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(variance + float(call.attrs.epsilon))
-    name, layer = call.args[2].name, rewriter.layers[call.args[2]]
-    return _Step(scale, beta - mean * scale, name, layer, True, True, is_batch_norm=True)
+    names = (call.args[1].name, call.args[2].name)
+    layer = rewriter.layers[call.args[2]]
+    return _Step(scale, beta - mean * scale, names, layer, True, True, is_batch_norm=True)

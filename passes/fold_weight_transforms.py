@@ -43,19 +43,32 @@ class _Folder:
     def __init__(self) -> None:
         self.virtual: dict[Any, np.ndarray] = {}
         self.origin: dict[Any, Any] = {}
+        # A weight that several layers transform alike is stored once.
+        self.done: dict[Any, Any] = {}
 
     def __call__(self, rewriter: MainRewriter, var: Any, expr: Any) -> Any:
         if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
             return None
+        if call_of(expr, "shape_to_tensor"):
+            return _known_shape(rewriter, expr)
+        if call_of(expr, "where"):
+            expr = self._decide(rewriter, var, expr)
+            if not isinstance(expr, relax.Call):
+                return expr
         if call_of(expr, "matmul") and len(expr.args) == 2:
             expr = self._look_through(rewriter, expr)
         evaluate = _EVALUATORS.get(expr.op.name.removeprefix("relax."))
         arrays = self._arrays(rewriter, expr) if evaluate is not None else None
         if evaluate is None or arrays is None:
             return expr
-        with np.errstate(all="ignore"):
-            result = evaluate(arrays, expr)
-        return expr if result is None else self._settle(rewriter, var, expr, arrays, result)
+        key = _key(expr)
+        if key not in self.done:
+            with np.errstate(all="ignore"):
+                result = evaluate(arrays, expr)
+            if result is None:
+                return expr
+            self.done[key] = self._settle(rewriter, var, expr, arrays, result)
+        return self.done[key]
 
     def _array(self, rewriter: MainRewriter, leaf: Any) -> np.ndarray | None:
         if isinstance(leaf, tvm.ir.GenericConst) and isinstance(leaf.ty, relax.TensorType):
@@ -92,6 +105,14 @@ class _Folder:
             return rewriter.add_param(result, f"{var.name}_weight", var.name)
         return rewriter.add_param(result, source.name, rewriter.layers[source])
 
+    def _decide(self, rewriter: MainRewriter, var: Any, expr: Any) -> Any:
+        """Take the branch of a `where` with a constant scalar condition (negative indices)."""
+        condition = self._array(rewriter, expr.args[0])
+        if condition is None or condition.ndim != 0:
+            return expr
+        chosen = expr.args[1] if bool(condition) else expr.args[2]
+        return chosen if same_shape(chosen, var) else expr
+
     def _look_through(self, rewriter: MainRewriter, expr: Any) -> Any:
         data, leaf = expr.args
         weight = self._array(rewriter, leaf)
@@ -101,11 +122,30 @@ class _Folder:
         if any(size != 1 and stride != 0 for size, stride in batch):
             return expr
         source = leaf if leaf in rewriter.params else self.origin[leaf]
-        matrix = weight[(0,) * (weight.ndim - 2)]
-        param = rewriter.add_param(matrix, source.name, rewriter.layers[source])
+        param = self.done.get((leaf, "matrix"))
+        if param is None:
+            matrix = weight[(0,) * (weight.ndim - 2)]
+            param = rewriter.add_param(matrix, source.name, rewriter.layers[source])
+            self.done[leaf, "matrix"] = param
         before = rewriter.emit(expr)
         after = rewriter.emit(relax.op.matmul(data, param, out_dtype=expr.attrs.out_dtype))
         return rewriter.lookup(after) if same_shape(before, after) else expr
+
+
+def _key(expr: Any) -> Any:
+    leaves = operands_of(expr)
+    parts = [x if isinstance(x, relax.Var | tvm.ir.GenericConst) else str(x) for x in leaves]
+    return (expr.op.name, str(expr.attrs), *parts)
+
+
+def _known_shape(rewriter: MainRewriter, expr: Any) -> Any:
+    """Make a constant of a shape that is known."""
+    shape = expr.args[0]
+    call = rewriter.lookup(shape)
+    if call_of(call, "shape_of"):
+        shape = getattr(call.args[0].ty, "shape", None)
+    dims = _static_dims(shape)
+    return expr if dims is None else relax.const(np.array(dims, "int64"), "int64")
 
 
 def _stored_size(array: np.ndarray) -> int:
@@ -209,6 +249,13 @@ def _matmul(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
     return left @ right if work <= PRODUCT_LIMIT and right.ndim == 2 else None
 
 
+def _compare(function: Callable[..., np.ndarray]) -> Evaluator:
+    def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
+        return None if max(array.size for array in arrays) > GROWTH_LIMIT else function(*arrays)
+
+    return evaluate
+
+
 def _elementwise(function: Callable[..., np.ndarray]) -> Evaluator:
     def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
         largest = max(_stored_size(array) for array in arrays)
@@ -241,6 +288,16 @@ _EVALUATORS: dict[str, Evaluator] = {
     "maximum": _elementwise(np.maximum),
     "minimum": _elementwise(np.minimum),
     "negative": _elementwise(np.negative),
+    "less": _compare(np.less),
+    "less_equal": _compare(np.less_equal),
+    "greater": _compare(np.greater),
+    "greater_equal": _compare(np.greater_equal),
+    "equal": _compare(np.equal),
+    "not_equal": _compare(np.not_equal),
+    "logical_not": _compare(np.logical_not),
+    "logical_and": _compare(np.logical_and),
+    "logical_or": _compare(np.logical_or),
+    "where": _compare(np.where),
     "abs": _elementwise(np.abs),
     "sqrt": _elementwise(np.sqrt),
     "rsqrt": _elementwise(lambda x: np.reciprocal(np.sqrt(x))),

@@ -46,8 +46,7 @@ def rewrite_weights(
         Weights that no kernel packed are still parameters of `main`.
     """
     function = model.mod["main"]
-    module = tvm.IRModule(dict(model.mod.functions_items()), attrs=model.mod.attrs)
-    symbols = _add_functions(module, calls)
+    module, symbols = _add_functions(model.mod, calls)
     starts, dropped = {}, set()
     for fused_site in sites:
         if fused_site.site.binding in calls:
@@ -73,13 +72,16 @@ def rewrite_weights(
     return relax.transform.Normalize()(module)
 
 
-def _add_functions(module: tvm.IRModule, calls: Mapping[str, KernelCall]) -> dict[str, Any]:
+def _add_functions(
+    module: tvm.IRModule, calls: Mapping[str, KernelCall]
+) -> tuple[tvm.IRModule, dict[str, Any]]:
+    builder = relax.BlockBuilder(module)
     symbols: dict[str, Any] = {}
     for call in calls.values():
         if call.symbol not in symbols:
-            symbols[call.symbol] = tvm.ir.GlobalVar(call.symbol)
-            module[symbols[call.symbol]] = call.function.with_attr("global_symbol", call.symbol)
-    return symbols
+            function = call.function.with_attr("global_symbol", call.symbol)
+            symbols[call.symbol] = builder.add_func(function, call.symbol)
+    return builder.get(), symbols
 
 
 def _emit_call(

@@ -334,7 +334,7 @@ def _drop_identities(model: OnnxModel) -> None:
                 node.op_type = "Identity"
                 del node.input[1:], node.output[1:], node.attribute[:]
                 kept.append(node)
-            elif node.input[0] in model.constants or True:
+            else:
                 renames[node.output[0]] = node.input[0]
         else:
             kept.append(node)
