@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import InputError, LibraryError
+from .errors import InputError, LibraryError, TargetError
 from .manifest import Manifest
 from .model import TensorSpec
 
@@ -102,6 +102,8 @@ class CompiledModule:
         Threads to run on; by default TVM_NUM_THREADS, then what the module was compiled for.
     exporter : callable, optional
         Writes this module to a path; what `export` calls.
+    refusal : str, optional
+        Why this machine cannot run the module, which can still be exported; `library` is not used.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class CompiledModule:
         manifest: Manifest,
         threads: int | None = None,
         exporter: Callable[[Path], None] | None = None,
+        refusal: str | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"a module runs on one thread or more, not on {threads}")
@@ -118,10 +121,12 @@ class CompiledModule:
         self._exporter = exporter
         self._lock = threading.Lock()
         self._staging = [_Staging() for _ in manifest.inputs]
-        load_runtime()
-        self._machine = library["vm_load_executable"]()
-        self._machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
-        self._main = self._machine["main"]
+        self._refusal = refusal
+        if refusal is None:
+            load_runtime()
+            self._machine = library["vm_load_executable"]()
+            self._machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+            self._main = self._machine["main"]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -166,6 +171,8 @@ class CompiledModule:
         ------
         InputError
             When the number, dtype or shape of the inputs does not fit.
+        TargetError
+            When this machine lacks instructions that the module was compiled for.
         """
         if len(arrays) != len(self.inputs):
             names = ", ".join(spec.name for spec in self.inputs)
@@ -257,6 +264,8 @@ class CompiledModule:
         return [inputs[name] for name in wanted]
 
     def _run(self, values: Sequence[Any], instrument: Any = None) -> list[np.ndarray]:
+        if self._refusal is not None:
+            raise TargetError(self._refusal)
         arrays = [
             _as_array(spec.name, value) for spec, value in zip(self.inputs, values, strict=True)
         ]
