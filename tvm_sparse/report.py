@@ -9,10 +9,10 @@ import shutil
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from .errors import SparseError
+from .files import write_text
 
 VERSION = 1
 _GAP = "  "
@@ -139,7 +139,7 @@ class Report:
         data = {"version": VERSION, **asdict(self), "summary": self.summary()}
         text = json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
         if path is not None:
-            _write(Path(path), text)
+            write_text(path, text)
         return text
 
     @classmethod
@@ -405,15 +405,3 @@ def _layer(entry: Mapping[str, Any]) -> LayerReport:
         if values.get(name) is not None:
             values[name] = float(values[name])
     return LayerReport(**values)
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise SparseError(f"cannot write the report to '{path}': {error.strerror}") from None

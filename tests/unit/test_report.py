@@ -204,7 +204,7 @@ def test_the_file_holds_the_same_text_and_nothing_is_left_beside_it(tmp_path: Pa
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SparseError, match="cannot write the report"):
+    with pytest.raises(SparseError, match="cannot be written"):
         report(SPARSE).to_json(tmp_path / "missing" / "report.json")
 
 
