@@ -121,17 +121,18 @@ def wrap_executable(
     threads : int, optional
         Threads to run on; see `CompiledModule`.
 
-    Raises
-    ------
-    TargetError
-        When this machine lacks instructions that the executable was built for; `export` it instead.
+    Returns
+    -------
+    CompiledModule
+        Where this machine lacks instructions that the executable was built for, the module can be
+        exported, and refuses to run.
     """
+    exporter = partial(export, executable, manifest)
     lacking = missing_features(manifest.cpu_features)
     if lacking:
-        raise TargetError(_lacking_sentence("the module", lacking))
-    return CompiledModule(
-        executable.jit(), manifest, threads, partial(export, executable, manifest)
-    )
+        refusal = _lacking_sentence("the module", lacking)
+        return CompiledModule(None, manifest, threads, exporter, refusal)
+    return CompiledModule(executable.jit(), manifest, threads, exporter)
 
 
 def _need_compiler(cc: str | None) -> None:

@@ -197,8 +197,15 @@ def test_lacking_instructions_are_named_instead_of_crashing(tmp_path: Path) -> N
     export(pair_executable(), needing, path)
     with pytest.raises(TargetError, match=r"model\.so' needs .* lacks: .*quantum9"):
         load_module(path)
-    with pytest.raises(TargetError, match=r"the module needs .* lacks: .*quantum9"):
-        wrap_executable(pair_executable(), needing)
+
+
+def test_a_module_for_a_better_machine_is_exported_and_not_run(tmp_path: Path) -> None:
+    needing = pair_manifest(cpu_features=("quantum9",))
+    module = wrap_executable(pair_executable(), needing)
+    with pytest.raises(TargetError, match=r"the module needs .* lacks: quantum9; compile for"):
+        module(*pair_inputs())
+    module.export(tmp_path / "model.so")
+    assert read_manifest(tmp_path / "model.so") == needing
 
 
 def test_two_libraries_live_side_by_side(library: Path, tmp_path: Path) -> None:
