@@ -706,13 +706,16 @@ def _build_ours(job: _Job, feed: _Feed, *, dense: bool) -> Call:
         module = load_module(job.library, threads=job.threads)
     else:
         model = ts.load(job.model, shapes=shapes)
+        plan: ts.Plan | None
         if dense:
-            plan = ts.plan(model, target=job.target, forbid=["*"])
+            plan = ts.plan(model, target=job.target, threads=job.threads, forbid=["*"])
         else:
-            plan = read_plan(job.plan) if job.plan else None
+            plan = ts.Plan.from_json(Path(job.plan)) if job.plan else None
         records = None if dense else job.records
         # The output is compared below, with an outsider's.
-        module = ts.compile(model, target=job.target, plan=plan, records=records, check=False)
+        module = ts.compile(
+            model, target=job.target, plan=plan, records=records, check=False, threads=job.threads
+        )
     arrays = [feed.arrays[spec.name] for spec in module.inputs]
 
     def call() -> list[np.ndarray]:
@@ -752,25 +755,6 @@ BUILDERS: Mapping[str, Callable[[_Job, _Feed], Call]] = {
     "tvm dense": lambda job, feed: _build_ours(job, feed, dense=True),
     "tvm stock": _build_tvm_stock,
 }
-
-
-def read_plan(path: str | os.PathLike[str]) -> Any:
-    """Read a plan from its JSON file.
-
-    Raises
-    ------
-    PlanError
-        When the file is missing or holds no plan.
-    """
-    from .errors import PlanError
-    from .planner import Plan
-
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise PlanError(f"the plan '{os.fspath(path)}' cannot be read: {reason}") from None
-    return Plan.from_json(text)
 
 
 def _reference(job: _Job, feed: _Feed) -> tuple[str, list[np.ndarray]]:
