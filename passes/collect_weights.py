@@ -43,6 +43,7 @@ def collect_weights(model: Model) -> list[FusedSite]:
     body = Body(model)
     found: list[FusedSite] = []
     used_names: dict[str, int] = {}
+    taken: set[int] = set()
     for index, (variable, expression) in enumerate(body.bindings):
         operator = _operator_of(expression)
         if operator is None:
@@ -57,14 +58,13 @@ def collect_weights(model: Model) -> list[FusedSite]:
         if recognised.geometry is None:
             fused = FusedEpilogue.nothing(index)
         else:
-            fused = grow_epilogue(body, index, operator.channel_axis)
+            fused = grow_epilogue(body, index, operator.channel_axis, taken)
+            taken |= fused.members
         site = WeightSite(
             name=_unique(model.layer_names.get(weight.name, weight.name), used_names),
             param=weight.name,
             binding=variable.name,
-            workload=Workload(
-                operator.name, recognised.geometry, str(value.dtype), fused.epilogue
-            )
+            workload=Workload(operator.name, recognised.geometry, str(value.dtype), fused.epilogue)
             if recognised.geometry is not None
             else Workload(operator.name, None, str(value.dtype)),
             weight_shape=tuple(value.shape),

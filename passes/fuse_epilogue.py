@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,8 @@ class _Growth:
         for name, inputs in lowered:
             count = len(self.ops)
             resolved = [
-                EpilogueRef("node", count + ref.index) if ref.kind == "node" and ref.index < 0
+                EpilogueRef("node", count + ref.index)
+                if ref.kind == "node" and ref.index < 0
                 else ref
                 for ref in inputs
             ]
@@ -183,16 +184,22 @@ class _Growth:
         return EpilogueRef("tensor", len(self.tensors) - 1)
 
 
-def grow_epilogue(body: Body, start: int, channel_axis: Callable[[int], int]) -> FusedEpilogue:
+def grow_epilogue(
+    body: Body,
+    start: int,
+    channel_axis: Callable[[int], int],
+    taken: Collection[int] = (),
+) -> FusedEpilogue:
     """Fuse as many elementwise operations behind binding `start` as leave one value to store.
 
     Operations join in program order as long as each works on values inside and on scalars, per-channel weights or tensors
-    of the result's shape. Of the prefixes, the longest is taken whose inner values nobody outside needs.
+    of the result's shape. Of the prefixes, the longest is taken whose inner values nobody outside needs. Bindings in
+    `taken` belong to another kernel.
     """
     growth = _Growth(body, start, channel_axis)
     joined = [start]
     for index in range(start + 1, len(body.bindings)):
-        if growth.try_join(index):
+        if index not in taken and growth.try_join(index):
             joined.append(index)
     for result in reversed(joined):
         members = _ancestors(body, result, joined)

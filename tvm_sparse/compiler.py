@@ -7,13 +7,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import tvm
 
 from . import __version__
-from .cpu_features import required_features
-from .deploy import wrap_executable
+from .cpu_features import missing_features, required_features
+from .deploy import export
 from .errors import PlanError
 from .manifest import Manifest
 from .model import Model
@@ -27,6 +28,7 @@ from .report import LayerReport, Report
 from .runtime import CompiledModule
 from .schedules.base import matrix_view
 from .targets import TargetLike, X86Machine, machine_of, resolve_target
+from .verify import verify
 from .workload import Conv2dGeometry
 
 
@@ -148,12 +150,15 @@ def compile(
     lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
     report = _report(model, sites, the_plan, lowered, machine)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
-    if check:
-        report = _checked(model, sites, lowered, executable, manifest, report, progress)
+    library = executable.jit()
+    exporter = partial(export, executable)
+    if check and not missing_features(manifest.cpu_features):
+        module = CompiledModule(library, manifest, machine.threads)
+        report = _checked(model, sites, lowered, library, module, report, progress)
     totals = {**report.totals, "compile_seconds": round(time.perf_counter() - started, 2)}
     report = replace(report, totals=totals)
     manifest = replace(manifest, report=json.loads(report.to_json()))
-    return wrap_executable(executable, manifest, machine.threads)
+    return CompiledModule(library, manifest, machine.threads, partial(exporter, manifest))
 
 
 def _load(source: Any, shapes: Mapping[str, Sequence[int]] | None) -> Model:
@@ -274,6 +279,26 @@ def _report(
 def _reported_config(site: WeightSite, decision: Decision) -> dict[str, Any]:
     fused = site.workload.epilogue.describe()
     return {**decision.config, **({"fused": fused} if fused else {})}
+
+
+def _checked(
+    model: Model,
+    sites: Sequence[FusedSite],
+    lowered: Lowered,
+    library: Any,
+    module: CompiledModule,
+    report: Report,
+    progress: Progress,
+) -> Report:
+    """Check the module, and write each layer's error into the report."""
+    checks = verify(model, sites, lowered, library, module, progress)
+    layers = []
+    for layer in report.layers:
+        found = checks.get(layer.name)
+        if found is not None:
+            layer = replace(layer, error=found.max_error, error_bound=found.max_ratio)
+        layers.append(layer)
+    return replace(report, layers=tuple(layers))
 
 
 def _manifest(
