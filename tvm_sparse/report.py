@@ -229,6 +229,11 @@ def format_bytes(count: int) -> str:
 
 
 def _percent(share: float) -> str:
+    # Rounded, hardly any would read as none, and nearly all as all.
+    if 0 < share < 0.0005:
+        return "<0.1 %"
+    if 0.9995 <= share < 1:
+        return ">99.9 %"
     return f"{100 * share:.1f} %"
 
 

@@ -214,3 +214,11 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 )
 def test_sizes_carry_binary_units(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("density", "text"),
+    [(0.0, " 0.0 %"), (1e-6, "<0.1 %"), (0.1, "10.0 %"), (0.9999, ">99.9 %"), (1.0, "100.0 %")],
+)
+def test_hardly_any_does_not_read_as_none(density: float, text: str) -> None:
+    assert f" {text.strip()} " in report(replace(FOUND, density=density)).render(200)
