@@ -57,8 +57,8 @@ class Capture:
         The weight's parameter.
     x, weight : numpy.ndarray
         The operands.
-    result : numpy.ndarray
-        The result as the following layers saw it, of x's dtype.
+    y64 : numpy.ndarray
+        W @ x in float64.
     conv : ConvAttributes or None
         None for a matmul, whose weight is (..., inputs, outputs).
     """
@@ -67,8 +67,13 @@ class Capture:
     param: str
     x: np.ndarray
     weight: np.ndarray
-    result: np.ndarray
+    y64: np.ndarray
     conv: ConvAttributes | None = None
+
+    @property
+    def result(self) -> np.ndarray:
+        """W @ x as the following layers saw it, of x's dtype."""
+        return self.y64.astype(self.x.dtype)
 
     @property
     def terms(self) -> np.ndarray:
@@ -80,7 +85,7 @@ class Capture:
         return np.asarray(counts, np.int64)[:, None, None]
 
     def reference64(self, rows: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Compute the layer in float64, and the magnitudes that bound a float32 result's error.
+        """Give the result in float64, and the magnitudes that bound a float32 result's error.
 
         Parameters
         ----------
@@ -94,19 +99,16 @@ class Capture:
         magnitude : numpy.ndarray
             |W| @ |x|, of the same shape; see `check.dot_bound`.
         """
-        x, magnitude = self.x, np.abs(self.x)
+        x, weight = np.abs(self.x), np.abs(self.weight)
+        axis = -1 if self.conv is None else 1
+        y = self.y64 if rows is None else np.take(self.y64, list(rows), axis=axis)
         if self.conv is None:
-            weight = self.weight if rows is None else self.weight[..., list(rows)]
-            return matmul64(x, weight), matmul64(magnitude, np.abs(weight))
-        if rows is not None and self.conv.groups == 1:
-            weight = self.weight[list(rows)]
-            return (
-                conv2d64(x, weight, self.conv),
-                conv2d64(magnitude, np.abs(weight), self.conv),
-            )
-        y = conv2d64(x, self.weight, self.conv)
-        bound = conv2d64(magnitude, np.abs(self.weight), self.conv)
-        return (y, bound) if rows is None else (y[:, list(rows)], bound[:, list(rows)])
+            return y, matmul64(x, weight if rows is None else weight[..., list(rows)])
+        if rows is None:
+            return y, conv2d64(x, weight, self.conv)
+        if self.conv.groups == 1:
+            return y, conv2d64(x, weight[list(rows)], self.conv)
+        return y, np.take(conv2d64(x, weight, self.conv), list(rows), axis=1)
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,14 @@ class _State:
 
         site = self.sites[str(name)]
         x = np.from_dlpack(tensor)
-        result = site.compute(x).astype(x.dtype)
+        y64 = site.compute(x)
         if self.captures is not None:
             # A copy: the runtime reuses the buffer for later activations.
             x = np.array(x)
             self.captures[site.name] = Capture(
-                site.name, site.param, x, site.weight, result, site.conv
+                site.name, site.param, x, site.weight, y64, site.conv
             )
-        return tvm.runtime.tensor(result)
+        return tvm.runtime.tensor(y64.astype(x.dtype))
 
 
 class Reference:

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from tvm_sparse.check import check_layers, check_outputs, compare, dot_bound
 from tvm_sparse.errors import CheckError, InputError
 from tvm_sparse.model import Model, TensorSpec
-from tvm_sparse.reference import ConvAttributes, Reference, conv2d64, matmul64, random_inputs
+from tvm_sparse.reference import (
+    Capture,
+    ConvAttributes,
+    Reference,
+    conv2d64,
+    matmul64,
+    random_inputs,
+)
 
 
 def model_of(
@@ -197,13 +204,22 @@ def test_a_convolution_agrees_with_tvm(
 def test_some_rows_are_the_rows_of_all(
     shape: tuple[int, ...], kernel: tuple[int, ...], options: dict[str, Any]
 ) -> None:
-    from tvm_sparse.reference import Capture
-
     x, w = normal(*shape), normal(*kernel, seed=1)
-    capture = Capture("c", "w", x, w, np.zeros(0), ConvAttributes(**options))
+    conv = ConvAttributes(**options)
+    capture = Capture("c", "w", x, w, conv2d64(x, w, conv), conv)
     rows = [kernel[0] - 1, 0]
     for some, every in zip(capture.reference64(rows), capture.reference64(), strict=True):
         np.testing.assert_allclose(some, every[:, rows], rtol=1e-12)
+
+
+def test_some_columns_of_a_matmul_are_the_columns_of_all() -> None:
+    x, w = normal(2, 3, 7), normal(7, 5, seed=1)
+    w[:, 2] = 0
+    capture = Capture("c", "w", x, w, matmul64(x, w))
+    for some, every in zip(capture.reference64([4, 0]), capture.reference64(), strict=True):
+        np.testing.assert_allclose(some, every[..., [4, 0]], rtol=1e-12)
+    np.testing.assert_array_equal(capture.terms, [7, 7, 0, 7, 7])
+    assert capture.result.dtype == np.float32
 
 
 @settings(max_examples=40, deadline=None)
