@@ -38,8 +38,7 @@ $(TEST)/ready: pyproject.toml
 
 test:
 	rm -rf $(TEST)
-	$(MAKE) lint
-	$(MAKE) wheel-job
+	$(MAKE) lint wheel-job
 	$(TEST)/bin/pytest -n 2 -m "not slow and not torch"
 
 # The wheel, unpacked beside the test environment's dependencies: nothing is downloaded twice, and
