@@ -7,7 +7,9 @@ import platform
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,11 @@ _ELF_MACHINES: dict[int, tuple[str, ...]] = {
 _ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _ELF_SEGMENT = struct.Struct("<IIQQQQQQ")
 _SHARED_OBJECT = 3
+
+# Lines that TVM 0.27 writes to stderr for every library that it saves or loads, whatever is in it.
+_CHATTER = (b"Warning: Scope Saving:", b"Warning: Scope Loaded:")
+_stderr_lock = threading.Lock()
+
 _OTHER_LIBRARY_MAGICS = (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"MZ")
 
 
@@ -60,7 +67,8 @@ def export(
         source = folder / "manifest.c"
         source.write_text(to_c_source(manifest))
         # A fresh list: export_library appends its own object files to it.
-        executable.export_library(str(library), addons=[str(source)], **options)
+        with _without_chatter():
+            executable.export_library(str(library), addons=[str(source)], **options)
 
     _write_beside(Path(path), link)
 
@@ -96,7 +104,8 @@ def load_module(path: str | os.PathLike[str], threads: int | None = None) -> Com
     import tvm_ffi
 
     try:
-        library = tvm_ffi.load_module(str(file))
+        with _without_chatter():
+            library = tvm_ffi.load_module(str(file))
         return CompiledModule(library, manifest, threads, partial(_copy_library, file))
     except SparseError:
         raise
@@ -164,6 +173,28 @@ def _write_beside(path: Path, write: Callable[[Path, Path], None]) -> None:
 def _telling(lines: list[str]) -> str:
     """Pick the line that names the cause: linkers end with a summary that does not."""
     return next((line for line in lines if "error" in line.lower() and line[-1] != ":"), lines[-1])
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Hold the process's stderr back for a moment, and pass on all but the lines of `_CHATTER`."""
+    with _stderr_lock, tempfile.TemporaryFile() as held:
+        try:
+            stderr = os.dup(2)
+        except OSError:
+            # A process without a stderr has nothing to keep clean.
+            yield
+            return
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            lines = [line for line in held if not line.strip().endswith(_CHATTER)]
+            with suppress(OSError):
+                os.write(2, b"".join(lines))
 
 
 def _copy_library(source: Path, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,27 @@ def test_a_failed_export_keeps_the_older_file(tmp_path: Path) -> None:
         export(pair_executable(), pair_manifest(), path, cc=str(linker))
     assert path.read_text() == "older"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["broken-cc", "model.so"]
+
+
+def test_exporting_and_loading_say_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair_module().export(tmp_path / "model.so")
+    load_module(tmp_path / "model.so")
+    captured = capfd.readouterr()
+    assert captured.err == "" and captured.out == ""
+
+
+def test_what_a_linker_warns_of_is_passed_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Executable:
+        def export_library(self, path: str, **_: object) -> None:
+            Path(path).touch()
+            os.write(2, b"[1] executable.cc:1: Warning: Scope Saving:\nsomething else\n")
+
+    export(Executable(), pair_manifest(), tmp_path / "model.so")
+    assert capfd.readouterr().err == "something else\n"
 
 
 def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
