@@ -24,9 +24,10 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("planning", ("planner", "plan")),
     ("passes", ("passes",)),
     ("front ends", ("frontends", "inspection", "reference")),
-    ("pipeline", ("pipeline", "check")),
+    ("pipeline", ("pipeline",)),
+    ("checks", ("check", "epilogue_reference", "verify")),
     ("deployment", ("deploy",)),
-    ("compilation", ("compiler",)),
+    ("compilation", ("compiler", "plugin")),
     ("tools", ("bench", "demo", "zoo", "pruning")),
     ("command line", ("cli", "__main__")),
 )
