@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import pty
+import signal
 import subprocess
 import sys
 import time
@@ -164,6 +167,29 @@ def test_standard_error_that_is_a_pipe_stays_empty() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stderr == "" and result.stdout == ""
+
+
+def test_ctrl_c_on_a_real_terminal_leaves_no_line_behind() -> None:
+    code = (
+        "import time\nfrom tvm_sparse.progress import Progress\n"
+        "try:\n    with Progress(delay=0.0).phase('tune', total=9) as p:\n"
+        "        p.step('conv1'); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    print('stopped')"
+    )
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
+    )
+    os.close(theirs)
+    shown = b""
+    while b"conv1" not in shown:
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    while b"stopped" not in shown:
+        shown += os.read(ours, 4096)
+    assert process.wait(timeout=30) == 0
+    os.close(ours)
+    assert shown.split(b"stopped")[0].endswith(b"\r\x1b[K")
 
 
 @pytest.mark.parametrize(
