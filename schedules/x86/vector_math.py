@@ -347,6 +347,41 @@ def gelu_tanh(x: Expr, lanes: int) -> Expr:
     return _let(x, of, _dtype("float32", lanes))
 
 
+def power_of_quarters(x: Expr, quarters: int, lanes: int) -> Expr:
+    """X ** (quarters / 4) of a float32 vector, by square roots and products.
+
+    Parameters
+    ----------
+    x : PrimExpr
+        float32 with `lanes` lanes; evaluated once.
+    quarters : int
+        Four times the exponent, not 0.
+    lanes : int
+        Lanes of `x`; 1 for a scalar.
+
+    Returns
+    -------
+    PrimExpr
+        Relative error at most 6e-8 * (|quarters| + 3) where no power on the way over- or
+        underflows; NaN for negative `x` unless the exponent is a whole number.
+    """
+    kind = _dtype("float32", lanes)
+    # Root of the exponent's denominator: x, sqrt(x) or sqrt(sqrt(x)).
+    roots = 0 if quarters % 4 == 0 else 1 if quarters % 2 == 0 else 2
+    times = abs(quarters) >> (2 - roots)
+
+    def raised(root: Expr) -> Expr:
+        result = root
+        for bit in bin(times)[3:]:
+            result = _let(result, lambda r: r * r, kind)
+            result = result * root if bit == "1" else result
+        return result if quarters > 0 else _float(1.0, lanes) / result
+
+    for _ in range(roots):
+        x = tirx.sqrt(x)
+    return _let(x, raised, kind)
+
+
 # Every function above by the name that passes and epilogues use.
 FUNCTIONS: dict[str, VectorFunction] = {
     "exp": exp,

@@ -1,0 +1,77 @@
+"""Replace calls of exp, erf, tanh and sigmoid by polynomials that LLVM can vectorise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from ..schedules.x86 import vector_math
+
+# Up to the fourth power; rounding errors add up with every product.
+_LARGEST_POWER = 16
+
+# Intrinsic -> replacement; each of the left ones is a scalar call into libm.
+REPLACEMENTS: dict[str, Callable[[Any, int], Any]] = {
+    "tirx.exp": vector_math.exp,
+    "tirx.erf": vector_math.erf,
+    "tirx.tanh": vector_math.tanh,
+    "tirx.sigmoid": vector_math.sigmoid,
+}
+
+
+def _power(x: Any, exponent: Any, lanes: int) -> Any | None:
+    """Rewrite x ** (n / 4) by square roots and products, as local response norm needs it."""
+    if isinstance(exponent, tirx.Broadcast):
+        exponent = exponent.value
+    if not isinstance(exponent, tirx.FloatImm):
+        return None
+    quarters = float(exponent.value) * 4
+    if quarters != int(quarters) or not 1 <= abs(quarters) <= _LARGEST_POWER:
+        return None
+    return vector_math.power_of_quarters(x, int(quarters), lanes)
+
+
+def replace_math_calls(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Replace the calls of one function; only float32 ones, whose errors are known."""
+
+    def replace(call: Any) -> Any:
+        name, lanes = getattr(call.op, "name", None), _float32_lanes(call)
+        if not lanes:
+            return call
+        if name == "tirx.pow":
+            power = _power(call.args[0], call.args[1], lanes)
+            return call if power is None else power
+        return REPLACEMENTS[name](call.args[0], lanes) if name in REPLACEMENTS else call
+
+    body = tvm_ffi.structural_map(function.body, (tvm.ir.Call, replace))
+    return function if body.same_as(function.body) else function.with_body(body)
+
+
+def _float32_lanes(call: Any) -> int:
+    kind = str(call.ty)
+    if kind == "float32":
+        return 1
+    return int(kind[len("float32x") :]) if kind.startswith("float32x") else 0
+
+
+@tvm.transform.module_pass(opt_level=0, name="VectorizeMath")
+class VectorizeMath:
+    """Replace elementary functions in every TensorIR function of a module."""
+
+    def transform_module(
+        self, mod: tvm.IRModule, context: tvm.transform.PassContext
+    ) -> tvm.IRModule:
+        """Rewrite the module."""
+        changed = {
+            name: replace_math_calls(function)
+            for name, function in mod.functions_items()
+            if isinstance(function, tirx.PrimFunc)
+        }
+        result = tvm.IRModule(dict(mod.functions_items()), attrs=mod.attrs)
+        for name, function in changed.items():
+            result.update_func(name, function)
+        return result
