@@ -14,8 +14,8 @@ Matmul
     [K, M]: no transpose, reshape or broadcast stands between. (A weight with real batch dimensions
     stays as it is.) A bias is ``R.add(y, b)`` with `b` of shape (M,).
 Convolution
-    ``R.nn.conv2d(x, w)`` in NCHW and OIHW with a parameter `w`; a bias is ``R.add(y, b)`` with `b` a
-    parameter of shape (1, C, 1, 1).
+    ``R.nn.conv2d(x, w)`` in NCHW and OIHW with a parameter `w`; a bias is ``R.add(y, b)`` with
+    a parameter `b` of shape (1, C, 1, 1).
 Normalisation
     BatchNorm at inference is gone: in the weight and bias before it, or a multiply and an add.
     Layer normalisation is ``R.nn.layer_norm(x, gamma, beta)``; GELU may stay decomposed.
@@ -135,7 +135,7 @@ def _shape(var: Any) -> tuple[int, ...]:
 
 def _check_binding(model: Model, binding: Any) -> list[str]:
     name, value = binding.var.name, binding.value
-    faults = []
+    faults: list[str] = []
     leaves = operands_of(value)
     if isinstance(value, relax.Call):
         nested = [arg for arg in value.args if isinstance(arg, relax.Call)]

@@ -18,7 +18,7 @@ _NEUTRAL = {"add": 0.0, "subtract": 0.0, "multiply": 1.0, "divide": 1.0, "power"
 
 
 def drop_no_ops(model: Model) -> Model:
-    """Remove reshapes, broadcasts, casts and transposes that are identities, and merge their chains."""
+    """Remove reshapes, broadcasts, casts and transposes that are identities; merge chains."""
     return MainRewriter(model).run(_simplify)
 
 

@@ -43,7 +43,7 @@ class _Chain:
     names : tuple of str
         Parameter names for the scale and the shift, and the layer that both belong to.
     steps, is_batch_norm, is_plain
-        How many steps; whether one is a BatchNorm; whether the only step already has the right form.
+        How many steps; whether one is a BatchNorm; whether the only step has the right form.
     """
 
     root: Any
@@ -116,9 +116,12 @@ class _ChainFolder:
             return map_operands(expr, lambda leaf: self._folded(rewriter, leaf))
         unfolded = chain.root if chain.steps == 0 else rewriter.emit(expr, var.name)
         self.chains[unfolded] = chain
-        if rewriter.uses[var] != 1 or var in rewriter.results:
-            return self._folded(rewriter, unfolded)
-        return unfolded
+        if rewriter.uses[var] == 1 and var not in rewriter.results:
+            return unfolded
+        # Several users: the value itself is needed, so nothing behind it may go into its weight.
+        result = self._folded(rewriter, unfolded)
+        self.chains.pop(unfolded, None)
+        return result
 
     def _chain(self, rewriter: MainRewriter, var: Any, expr: Any) -> _Chain | None:
         weight, axis = _absorbing_weight(rewriter, expr)
@@ -152,7 +155,8 @@ class _ChainFolder:
         step = _step(rewriter, expr, vectors, chain.vector_shape())
         if chain.steps == 0 and chain.weight is None:
             chain = replace(chain, names=(*step.names, step.layer))
-        return chain.after(step)
+        with np.errstate(all="ignore"):
+            return chain.after(step)
 
     def _folded(self, rewriter: MainRewriter, leaf: Any) -> Any:
         chain = self.chains.get(leaf) if isinstance(leaf, relax.Var) else None
@@ -188,7 +192,9 @@ def _absorb(rewriter: MainRewriter, chain: _Chain) -> Any:
     # The output channels: columns of a matmul's [K, M], the first axis of a convolution's OIHW.
     shape = (1, -1) if call_of(call, "matmul") else (-1, *[1] * (weight.ndim - 1))
     scaled = np.empty(weight.shape, weight.dtype)
-    np.multiply(weight, chain.scale.reshape(shape), out=scaled, casting="same_kind", dtype="float64")
+    np.multiply(
+        weight, chain.scale.reshape(shape), out=scaled, casting="same_kind", dtype="float64"
+    )
     param = rewriter.add_param(scaled, chain.weight.name, chain.names[2])
     return rewriter.emit(relax.Call(call.op, [call.args[0], param], call.attrs, call.ty_args))
 

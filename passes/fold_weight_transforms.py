@@ -1,8 +1,8 @@
 """Evaluate with NumPy what is computed from weights alone.
 
-TVM's FoldConstant legalises and compiles one kernel per operator (10-15 s on ResNet-50) and copies a
-weight as often as it is broadcast. Here a transpose or broadcast is a strided view, made contiguous
-once, at the end, if something still reads it; a matmul looks through a broadcast weight.
+TVM's FoldConstant legalises and compiles one kernel per operator (10-15 s on ResNet-50) and
+copies a weight as often as it is broadcast. Here a transpose or broadcast is a strided view, made
+contiguous once, at the end, if something still reads it; a matmul looks through a broadcast weight.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class _Folder:
 
     def _arrays(self, rewriter: MainRewriter, expr: Any) -> list[np.ndarray] | None:
         fields = expr.args[0].fields if isinstance(expr.args[0], relax.Tuple) else expr.args
-        tensors = [leaf for leaf in fields if isinstance(getattr(leaf, "ty", None), relax.TensorType)]
+        tensors = [
+            leaf for leaf in fields if isinstance(getattr(leaf, "ty", None), relax.TensorType)
+        ]
         arrays = [self._array(rewriter, leaf) for leaf in tensors]
         known = [array for array in arrays if array is not None]
         return known if known and len(known) == len(arrays) else None
@@ -100,7 +102,9 @@ class _Folder:
             self.origin[kept] = source
             return kept
         if result.ndim == 0 or not is_float(result.dtype):
-            return relax.const(np.ascontiguousarray(result).reshape(result.shape), str(result.dtype))
+            return relax.const(
+                np.ascontiguousarray(result).reshape(result.shape), str(result.dtype)
+            )
         if source is None:
             return rewriter.add_param(result, f"{var.name}_weight", var.name)
         return rewriter.add_param(result, source.name, rewriter.layers[source])
@@ -227,7 +231,9 @@ def _strided_slice(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
     axes, begin, end, *rest = numbers
     strides = rest[0] if rest else [1] * len(axes or [])
     window = [slice(None)] * arrays[0].ndim
-    for axis, start, stop, step in zip(axes or [], begin or [], end or [], strides or [], strict=True):
+    for axis, start, stop, step in zip(
+        axes or [], begin or [], end or [], strides or [], strict=True
+    ):
         if step <= 0:
             return None
         window[axis] = slice(start, stop, step)

@@ -77,7 +77,7 @@ class _Recognizer:
         if rewriter.uses[var] != 1 or len(self.users[var]) != 1:
             return None
         call = self.users[var][0].value
-        if not call_of(call, op_name) or call.args[0] is not var and not call.args[0].same_as(var):
+        if not call_of(call, op_name) or not call.args[0].same_as(var):
             return None
         value = rewriter.params.get(call.args[1])
         return call if value is not None and value.shape == _tail(core) else None
@@ -99,14 +99,17 @@ def _layer_norm(rewriter: MainRewriter, core: _Core, gamma: Any, beta: Any) -> A
 
 def _match_core(rewriter: MainRewriter, expr: Any) -> _Core | None:
     deviation, spread = _numerator_and_variance(rewriter, expr)
-    centred = rewriter.lookup(deviation) if deviation is not None else None
-    added = rewriter.lookup(spread) if spread is not None else None
+    centred, added = rewriter.lookup(deviation), rewriter.lookup(spread)
     if not call_of(centred, "subtract") or not call_of(added, "add"):
         return None
     eps = _scalar(rewriter, added.args[1])
     data, mean = centred.args[0], rewriter.lookup(centred.args[1])
     axes = _mean_axes(mean, data)
-    if eps is None or axes is None or not _is_variance(rewriter, added.args[0], deviation, data, axes):
+    if (
+        eps is None
+        or axes is None
+        or not _is_variance(rewriter, added.args[0], deviation, data, axes)
+    ):
         return None
     dims = shape_of(data) or ()
     if not all(isinstance(dims[axis], tvm.tirx.IntImm) for axis in axes):

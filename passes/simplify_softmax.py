@@ -20,9 +20,9 @@ _FINITE = ("reshape", "permute_dims", "expand_dims", "squeeze", "broadcast_to")
 
 
 def simplify_softmax(model: Model) -> Model:
-    """Replace ``where(all(x == -inf), 0, softmax(x))`` by the softmax if `x` is an unmasked product.
+    """Replace ``where(all(x == -inf), 0, softmax(x))`` by the softmax if `x` has no mask.
 
-    A product of finite activations is finite unless it overflows; with a mask added the guard stays.
+    A product of finite activations is finite unless it overflows; with a mask the guard stays.
     """
     return MainRewriter(model).run(_simplify)
 

@@ -1,8 +1,8 @@
 """Move reshapes that merge leading dimensions behind the matmul and what follows it.
 
-PyTorch writes a linear layer on (B, S, K) as reshape to (B*S, K), matmul, add, reshape to (B, S, M);
-in between, a residual add or an activation cannot be seen together with its matmul. The product does
-not care: the reshape goes down until it meets its inverse.
+PyTorch writes a linear layer on (B, S, K) as reshape to (B*S, K), matmul, add, reshape to
+(B, S, M); in between, a residual add or an activation cannot be seen together with its matmul. The
+product does not care: the reshape goes down until it meets its inverse.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power
 
 
 def sink_reshapes(model: Model) -> Model:
-    """Rewrite ``f(reshape(x))`` to ``reshape(f(x))`` where `f` works on the last axis or elementwise."""
+    """Rewrite ``f(reshape(x))`` to ``reshape(f(x))`` where `f` keeps the rows apart."""
     return MainRewriter(model).run(_sink)
 
 

@@ -1,7 +1,7 @@
 """Replace ``sum(stack([a, b, ...]))`` by ``a + b + ...``; likewise min, max and mean.
 
-TVM's importer writes the variadic ONNX operators this way, which copies every operand (ResNet-50 has
-sixteen of them).
+TVM's importer writes the variadic ONNX operators this way, which copies every operand (ResNet-50
+has sixteen of them).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
     Raises
     ------
     ModelError
-        When it cannot be read, holds an operator that TVM's importer lacks, or `shapes` does not fit.
+        When it cannot be read, holds an operator that the importer lacks, or `shapes` does not fit.
     """
     model = read_onnx(source)
     layers = name_layers(model)
@@ -95,7 +95,9 @@ def _read_input(value: onnx.ValueInfoProto) -> TensorSpec:
         else:
             # Some exporters write 0 or -1 where they mean any size.
             dims.append(dim.dim_param or f"{value.name}_dim{axis}")
-    dtype = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else "float32"
+    dtype = (
+        str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else "float32"
+    )
     return TensorSpec(value.name, tuple(dims), dtype)
 
 
@@ -110,7 +112,7 @@ def _apply(value: onnx.ValueInfoProto, spec: TensorSpec, solved: Mapping[str, in
 
 
 def _plain_dimensions(model: OnnxModel) -> dict[str, str]:
-    """Rename symbolic dimensions to identifiers, since the importer reads ``batch-size`` as a difference.
+    """Rename symbolic dimensions to identifiers, since ``batch-size`` would be a difference.
 
     Returns
     -------

@@ -76,7 +76,7 @@ def node_label(node: onnx.NodeProto) -> str:
 
 
 def name_layers(model: OnnxModel) -> dict[str, str]:
-    """Return the layer of every constant: the nodes that consume it, through transposes and casts."""
+    """Return the layer of every constant: the nodes that consume it, seen through casts etc."""
     consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in all_nodes(model.graph):
         for name in node.input:
@@ -101,8 +101,8 @@ def name_layers(model: OnnxModel) -> dict[str, str]:
 def simplify_graph(model: OnnxModel) -> None:
     """Rewrite `model` in place.
 
-    Local functions are inlined, old opsets converted, constant nodes become constants, identities and
-    dropout go, automatic padding becomes explicit, and scales of Gemm go into its weight.
+    Local functions are inlined, old opsets converted, constant nodes become constants, identities
+    and dropout go, automatic padding becomes explicit, and scales of Gemm go into its weight.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def _refuse_new_opset(model: OnnxModel) -> None:
     if opset_of(model.proto) > newest:
         raise ModelError(
             f"the model uses opset {opset_of(model.proto)}, but the installed onnx "
-            f"{onnx.__version__} knows opsets up to {newest}; update onnx or export with an older one"
+            f"{onnx.__version__} knows opsets up to {newest}; update onnx or export an older one"
         )
 
 
@@ -202,6 +202,11 @@ def _expand_missing(model: OnnxModel) -> None:
         )
         _take_over(model, expanded)
     for node in _missing_operators(model):
+        if node.op_type in ("If", "Loop", "Scan") and not node.domain:
+            raise ModelError(
+                f"the node '{node_label(node)}' ({node.op_type}) branches at run time; only a branch "
+                "with a constant condition is supported"
+            )
         domain = f" of the domain '{node.domain}'" if node.domain else ""
         raise ModelError(
             f"the operator {node.op_type}{domain} (node '{node_label(node)}') is not supported"
@@ -354,7 +359,7 @@ def _refuse_undefined(model: OnnxModel) -> None:
         for name in node.input:
             if name not in defined:
                 raise ModelError(
-                    f"the node '{node_label(node)}' reads '{name}', which nothing computes before it"
+                    f"the node '{node_label(node)}' reads '{name}', which nothing computes first"
                 )
         defined.update(node.output)
     for value in model.graph.output:
@@ -396,9 +401,7 @@ def _auto_pad(node: onnx.NodeProto) -> str:
     return next((a.s.decode() for a in node.attribute if a.name == "auto_pad"), "")
 
 
-def _same_padding(
-    model: OnnxModel, node: onnx.NodeProto, shape: list[int]
-) -> list[int] | None:
+def _same_padding(model: OnnxModel, node: onnx.NodeProto, shape: list[int]) -> list[int] | None:
     attrs = {attr.name: helper.get_attribute_value(attr) for attr in node.attribute}
     kernel = attrs.get("kernel_shape")
     if kernel is None and node.op_type == "Conv" and node.input[1] in model.constants:
@@ -452,7 +455,10 @@ def compile_time_constants(model: OnnxModel) -> set[str]:
         if index in _COMPILE_TIME.get(node.op_type, ())
     ]
     wanted.extend(
-        name for node in all_nodes(model.graph) for g in subgraphs(node) for n in all_nodes(g)
+        name
+        for node in all_nodes(model.graph)
+        for g in subgraphs(node)
+        for n in all_nodes(g)
         for name in n.input
     )
     seen: set[str] = set()

@@ -81,9 +81,7 @@ def finish(
     names = list(output_names or [])
     if len(names) != len(types):
         names = ["output"] if len(types) == 1 else [f"output_{i}" for i in range(len(types))]
-    outputs = tuple(
-        spec_of(name, ty, symbols) for name, ty in zip(names, types, strict=True)
-    )
+    outputs = tuple(spec_of(name, ty, symbols) for name, ty in zip(names, types, strict=True))
     return replace(model, outputs=outputs)
 
 
@@ -128,9 +126,7 @@ def _attached_values(func: relax.Function) -> dict[str, np.ndarray]:
         raise ModelError(
             f"'main' has {len(weights)} weight parameters but {len(attrs['params'])} values"
         )
-    return {
-        var.name: as_numpy(value) for var, value in zip(weights, attrs["params"], strict=True)
-    }
+    return {var.name: as_numpy(value) for var, value in zip(weights, attrs["params"], strict=True)}
 
 
 def _refuse_missing(func: relax.Function, values: Mapping[str, np.ndarray]) -> None:
@@ -167,7 +163,9 @@ def _bind_dimensions(model: Model, solved: Mapping[str, int]) -> Model:
     func = main_of(model.mod)
     free = {var.name: var for var in relax.analysis.free_symbolic_vars(func)}
     free.update({var.name: var for var in relax.analysis.defined_symbolic_vars(func)})
-    binding = {free[name]: tvm.tirx.IntImm("int64", size) for name, size in solved.items() if name in free}
+    binding = {
+        free[name]: tvm.tirx.IntImm("int64", size) for name, size in solved.items() if name in free
+    }
     func = func.bind_symbolic_vars(binding)
     attrs = dict(func.attrs or {})
     for key in ("tir_var_lower_bound", "tir_var_upper_bound"):
@@ -175,7 +173,9 @@ def _bind_dimensions(model: Model, solved: Mapping[str, int]) -> Model:
             kept = {k: v for k, v in attrs[key].items() if k not in solved}
             func = func.with_attr(key, kept) if kept else func.without_attr(key)
     inputs = tuple(
-        replace(spec, shape=tuple(solved.get(d, d) if isinstance(d, str) else d for d in spec.shape))
+        replace(
+            spec, shape=tuple(solved.get(d, d) if isinstance(d, str) else d for d in spec.shape)
+        )
         for spec in model.inputs
     )
     return replace(model, mod=with_main(model.mod, func), inputs=inputs)
