@@ -62,3 +62,6 @@ def __dir__() -> list[str]:
 
 def _autoload() -> None:
     """Register the pipeline "sparse"; the entry point `tvm.backends`, called while TVM is imported."""
+    from .plugin import register
+
+    register()

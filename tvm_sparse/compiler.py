@@ -10,7 +10,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tvm
+from tvm import relax
 
 from . import __version__
 from .cpu_features import missing_features, required_features
@@ -22,6 +24,7 @@ from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
 from .pipeline import Lowered, late_passes, lower_model
 from .planner import Decision, Plan, decide
+from .plugin import sparse_pipeline
 from .profile import SparsityProfile, profile_weight
 from .progress import Progress
 from .report import LayerReport, Report
@@ -50,7 +53,9 @@ def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -
     layers = []
     for fused_site in collect_weights(model):
         site = fused_site.site
-        layers.append(replace(_layer(model, site, _profile(model, site)), reason=site.refusal or None))
+        layers.append(
+            replace(_layer(model, site, _profile(model, site)), reason=site.refusal or None)
+        )
     return Report(model.source, layers=tuple(layers), notes=tuple(model.notes))
 
 
@@ -144,8 +149,7 @@ def compile(
     machine = machine_of(resolved, the_plan.threads if threads is None else threads)
     _check_plan(the_plan, model, resolved)
     sites = [
-        replace(fused, site=_with_threads(fused.site, machine))
-        for fused in collect_weights(model)
+        replace(fused, site=_with_threads(fused.site, machine)) for fused in collect_weights(model)
     ]
     lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
     report = _report(model, sites, the_plan, lowered, machine)
@@ -159,6 +163,41 @@ def compile(
     report = replace(report, totals=totals)
     manifest = replace(manifest, report=json.loads(report.to_json()))
     return CompiledModule(library, manifest, machine.threads, partial(exporter, manifest))
+
+
+def build(
+    mod: Any,
+    target: TargetLike = "llvm",
+    params: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Build a Relax module, in the shape of `relay.build` and `relax.build`.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        Weights as constants, or as parameters with their values in `params`.
+    target : str, mapping or tvm.target.Target
+        "llvm" means this machine.
+    params : mapping of str to array, optional
+        Values of parameters of `main`.
+    **options
+        `threads`, `force`, `forbid` as for `plan`.
+
+    Returns
+    -------
+    tvm.relax.VMExecutable
+        For `relax.VirtualMachine` or `export_library`.
+    """
+    resolved = resolve_target(target)
+    if params:
+        values = {name: _array(value) for name, value in params.items()}
+        mod = relax.transform.BindParams("main", values)(mod)
+    return tvm.compile(mod, resolved, relax_pipeline=sparse_pipeline(**options))
+
+
+def _array(value: Any) -> np.ndarray:
+    return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def _load(source: Any, shapes: Mapping[str, Sequence[int]] | None) -> Model:
@@ -184,7 +223,9 @@ def _profile(model: Model, site: WeightSite) -> SparsityProfile:
     weight = model.params[site.param]
     if weight.ndim < 2:
         weight = weight.reshape(1, -1)
-    return profile_weight(matrix_view(weight, site.workload.op if weight.ndim == 2 else "conv2d"), taps=taps)
+    return profile_weight(
+        matrix_view(weight, site.workload.op if weight.ndim == 2 else "conv2d"), taps=taps
+    )
 
 
 def _layer(model: Model, site: WeightSite, profile: SparsityProfile) -> LayerReport:
@@ -201,7 +242,9 @@ def _layer(model: Model, site: WeightSite, profile: SparsityProfile) -> LayerRep
 
 
 def _target_data(target: Any) -> dict[str, Any]:
-    return dict(json.loads(json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str)))
+    return dict(
+        json.loads(json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str))
+    )
 
 
 def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:

@@ -81,7 +81,9 @@ def _gelu_tanh64(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def _scaled(function: Callable[[np.ndarray], np.ndarray], steepest: float) -> Callable[..., Bounded]:
+def _scaled(
+    function: Callable[[np.ndarray], np.ndarray], steepest: float
+) -> Callable[..., Bounded]:
     """An approximated function of the form x * g(x): its absolute error grows with x."""
 
     def bounded(a: Bounded) -> Bounded:

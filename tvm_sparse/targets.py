@@ -69,7 +69,9 @@ def resolve_target(target: TargetLike) -> Any:
             target = {"kind": "llvm", "mcpu": SHORT_NAMES[target]}
         else:
             known = ", ".join(["native", *SHORT_NAMES])
-            raise TargetError(f"unknown target '{target}'; known names are {known}, or a TVM target as JSON")
+            raise TargetError(
+                f"unknown target '{target}'; known names are {known}, or a TVM target as JSON"
+            )
     try:
         return tvm.target.Target(dict(target))
     except Exception as error:
@@ -88,11 +90,19 @@ def machine_of(target: Any, threads: int | None = None) -> X86Machine:
     from tvm.target import codegen
 
     if target.kind.name != "llvm":
-        raise TargetError(f"no kernels for targets of kind '{target.kind.name}' yet; use an x86 target")
+        raise TargetError(
+            f"no kernels for targets of kind '{target.kind.name}' yet; use an x86 target"
+        )
     mcpu = str(target.attrs.get("mcpu", "x86-64-v2"))
     features = set(codegen.llvm_get_cpu_features(target))
     if "sse2" not in features:
-        raise TargetError(f"the target '{mcpu}' is not an x86 processor; only x86 kernels exist yet")
+        raise TargetError(
+            f"the target '{mcpu}' is not an x86 processor; only x86 kernels exist yet"
+        )
     lanes = 16 if "avx512f" in features else 8 if "avx2" in features else 4
-    count = threads if threads is not None else int(os.environ.get("TVM_NUM_THREADS", "0")) or os.cpu_count() or 1
+    count = (
+        threads
+        if threads is not None
+        else int(os.environ.get("TVM_NUM_THREADS", "0")) or os.cpu_count() or 1
+    )
     return X86Machine(mcpu=mcpu, lanes=lanes, registers=32 if lanes == 16 else 16, threads=count)

@@ -82,10 +82,10 @@ def _check_layer(
     seed: int,
 ) -> LayerCheck:
     """Run one kernel as it will be shipped; tensors that the epilogue adds are random here."""
-    x, shape = capture.x, capture.result.shape
+    x, shape = capture.x, capture.y64.shape
     is_matmul = fused.site.workload.op == "matmul"
     if is_matmul:
-        x, shape = x.reshape(-1, x.shape[-1]), (capture.result.size // shape[-1], shape[-1])
+        x, shape = x.reshape(-1, x.shape[-1]), (capture.y64.size // shape[-1], shape[-1])
     rng = np.random.default_rng(seed)
     tensors = [rng.standard_normal(shape, np.float32) for _ in fused.fused.tensors]
     channels = [model.params[name].reshape(-1) for name in fused.fused.channels]
@@ -97,7 +97,11 @@ def _check_layer(
     axis = 1
     picked = slice(None) if rows is None else rows
     terms = capture.terms[..., picked] if is_matmul else capture.terms[picked]
-    want, magnitude = (want.reshape(-1, want.shape[-1]), magnitude.reshape(-1, want.shape[-1])) if is_matmul else (want, magnitude)
+    want, magnitude = (
+        (want.reshape(-1, want.shape[-1]), magnitude.reshape(-1, want.shape[-1]))
+        if is_matmul
+        else (want, magnitude)
+    )
     broadcast = (-1,) if is_matmul else (-1, 1, 1)
     value, bound = evaluate64(
         fused.fused.epilogue,
@@ -114,7 +118,7 @@ def _rows(fused: FusedSite, capture: Capture) -> list[int] | None:
     geometry = fused.site.workload.geometry
     assert geometry is not None
     features, depth = geometry.weight_shape
-    macs = depth * capture.result.size
+    macs = depth * capture.y64.size
     if macs <= _MACS or getattr(geometry, "groups", 1) > 1:
         return None
     count = max(16, features * _MACS // macs)

@@ -75,7 +75,10 @@ class Conv2dGeometry:
     @property
     def weight_shape(self) -> tuple[int, int]:
         """The weight as the matrix that formats pack: (output channels, channels per group x taps)."""
-        return (self.out_channels, self.in_channels // self.groups * self.kernel[0] * self.kernel[1])
+        return (
+            self.out_channels,
+            self.in_channels // self.groups * self.kernel[0] * self.kernel[1],
+        )
 
     @property
     def is_depthwise(self) -> bool:

@@ -140,7 +140,9 @@ class ConvIO:
             with B.serial(0, T.floordiv(last - 1, g.out_width) - first_row + 1) as r:
                 begin = T.max(first, (first_row + r) * g.out_width)
                 end = T.min(last, (first_row + r + 1) * g.out_width)
-                source = base + (first_row + r) * p.row_stride + begin - (first_row + r) * g.out_width
+                source = (
+                    base + (first_row + r) * p.row_stride + begin - (first_row + r) * g.out_width
+                )
                 with B.serial(0, T.floordiv(end - begin + v.lanes - 1, v.lanes)) as j:
                     value = v.load(self.source, source + j * v.lanes)
                     v.store(panel, value, k * width + begin - first + j * v.lanes)

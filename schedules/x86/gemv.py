@@ -86,8 +86,7 @@ class _Gemv:
                 v.store(register, v.zero())
         with B.serial(0, g.k) as k:
             weights = [
-                v.keep(v.load(self.values, ((first + p) * g.k + k) * v.lanes))
-                for p in range(count)
+                v.keep(v.load(self.values, ((first + p) * g.k + k) * v.lanes)) for p in range(count)
             ]
             for token, row in enumerate(acc):
                 scalar = v.splat(self.x[token * g.k + k])

@@ -32,7 +32,9 @@ class MatmulIO:
     def declare_output(self) -> None:
         """Declare the epilogue's vectors [m] and tensors [n][m], and y."""
         m, count = self.geometry.m, self.epilogue
-        self.channels = [B.arg(f"channel{i}", B.Buffer((m,), "float32")) for i in range(count.channels)]
+        self.channels = [
+            B.arg(f"channel{i}", B.Buffer((m,), "float32")) for i in range(count.channels)
+        ]
         self.tensors = [argument(f"tensor{i}", (self.tokens, m)) for i in range(count.tensors)]
         self.y = argument("y", (self.tokens, m))
 
@@ -74,7 +76,9 @@ class MatmulIO:
             return
         last = (k - 1) // self.kb
         whole_last, rest_last = divmod(k - last * self.kb, v.lanes)
-        self._pack_squares(panel, first, nt, block, T.if_then_else(block == last, whole_last, whole))
+        self._pack_squares(
+            panel, first, nt, block, T.if_then_else(block == last, whole_last, whole)
+        )
         if rest_last:
             with B.If(block == last), B.Then():
                 self._pack_square(panel, first, nt, block, whole_last, rest_last)

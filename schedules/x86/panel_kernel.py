@@ -121,9 +121,7 @@ class PanelShape:
         )
 
 
-def build_panel_kernel(
-    name: str, shape: PanelShape, io: PanelIO, weight: Weight
-) -> Any:
+def build_panel_kernel(name: str, shape: PanelShape, io: PanelIO, weight: Weight) -> Any:
     """Build the PrimFunc: arguments x, weight arrays, epilogue vectors, epilogue tensors, y."""
     with IRBuilder() as builder:
         with B.prim_func():

@@ -171,7 +171,9 @@ def _build_dense(
 def _supports_sparse(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if isinstance(geometry, Conv2dGeometry) and geometry.is_depthwise:
-        return Match(False, "a depthwise convolution has one input channel a group: too few zeros to skip")
+        return Match(
+            False, "a depthwise convolution has one input channel a group: too few zeros to skip"
+        )
     if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
         return Match(False, f"a convolution of {geometry.groups} groups has no sparse kernel")
     return Match(True)

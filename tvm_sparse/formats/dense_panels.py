@@ -24,7 +24,9 @@ class DensePanels:
         """Tell whether `weight` can be packed with `config`."""
         basic = check_matrix(weight)
         if basic and weight.shape[0] % int(config.get("groups", 1)):
-            return Match(False, f"{weight.shape[0]} rows do not divide into {config['groups']} groups")
+            return Match(
+                False, f"{weight.shape[0]} rows do not divide into {config['groups']} groups"
+            )
         return basic
 
     def pack(self, weight: np.ndarray, config: Mapping[str, Any]) -> PackedWeight:

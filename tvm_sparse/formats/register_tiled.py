@@ -46,7 +46,9 @@ class RegisterTiled:
         if not basic:
             return basic
         if not 1 <= config["mr"] <= MAX_PANEL_ROWS:
-            return Match(False, f"panels of {config['mr']} rows; 1 to {MAX_PANEL_ROWS} can be packed")
+            return Match(
+                False, f"panels of {config['mr']} rows; 1 to {MAX_PANEL_ROWS} can be packed"
+            )
         if config.get("multiple", config["mr"]) % config["mr"]:
             return Match(False, "row ranges must end where panels end")
         if not 1 <= config["kb"] <= MAX_BLOCK:
@@ -77,7 +79,12 @@ class RegisterTiled:
         mask, block = masks[panel, column], column // kb
         group = (block * panels + panel).astype(np.int64)
         sequence = np.lexsort((column, mask, group))
-        panel, column, mask, group = panel[sequence], column[sequence], mask[sequence], group[sequence]
+        panel, column, mask, group = (
+            panel[sequence],
+            column[sequence],
+            mask[sequence],
+            group[sequence],
+        )
 
         counts = np.bincount((group << mr) + mask, minlength=(blocks * panels) << mr)
         used = (mask[:, None] >> np.arange(mr, dtype=np.uint8)) & 1 == 1

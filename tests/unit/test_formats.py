@@ -1,0 +1,162 @@
+"""Laws that every row of the table of formats obeys."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvm_sparse.formats import FORMATS
+from tvm_sparse.formats.clustering import cluster_rows
+from tvm_sparse.formats.register_tiled import split_rows
+
+# Format -> configurations that its contract is tested with.
+CONFIGS = {
+    "dense": [{"mr": 1}, {"mr": 6}],
+    "plain": [{}],
+    "register_tiled": [
+        {"mr": 1, "kb": 16},
+        {"mr": 4, "kb": 16},
+        {"mr": 4, "kb": 48, "cluster": False},
+        {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
+        {"mr": 6, "kb": 4096},
+        {"mr": 8, "kb": 1},
+    ],
+}
+CASES = [(name, config) for name, configs in CONFIGS.items() for config in configs]
+
+
+def special_matrices():
+    rng = np.random.default_rng(0)
+    full = rng.standard_normal((13, 37)).astype("float32")
+    one_row, no_row, no_column = np.zeros_like(full), full.copy(), full.copy()
+    one_row[5] = full[5]
+    no_row[3] = 0
+    no_column[:, 7] = 0
+    negative_zero = np.where(full > 0, full, np.float32(-0.0))
+    special = np.zeros_like(full)
+    special[0, 0], special[4, 36], special[12, 1] = np.nan, np.inf, -np.inf
+    return {
+        "zero": np.zeros_like(full),
+        "full": full,
+        "one dense row": one_row,
+        "empty row": no_row,
+        "empty column": no_column,
+        "negative zero": negative_zero,
+        "NaN and Inf": special,
+        "one element": np.ones((1, 1), "float32"),
+    }
+
+
+def random_matrix(rows, columns, density, seed):
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((rows, columns)).astype("float32")
+    return w * (rng.random((rows, columns)) < density)
+
+
+def same_bits(a, b):
+    """Equal bit for bit, but for the sign of zeros."""
+    return np.array_equal((a + np.float32(0)).view("uint32"), (b + np.float32(0)).view("uint32"))
+
+
+def test_every_format_has_configurations_to_be_tested_with():
+    assert set(CONFIGS) == set(FORMATS)
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+@pytest.mark.parametrize("kind", list(special_matrices()))
+def test_unpacking_restores_special_matrices(name, config, kind):
+    w = special_matrices()[kind]
+    packed = FORMATS[name].pack(w, config)
+    assert same_bits(FORMATS[name].unpack(packed), w)
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+@settings(max_examples=15)
+@given(st.integers(1, 40), st.integers(1, 70), st.floats(0, 1), st.integers(0, 99))
+def test_unpacking_restores_random_matrices(name, config, rows, columns, density, seed):
+    w = random_matrix(rows, columns, density, seed)
+    packed = FORMATS[name].pack(w, config)
+    assert packed.shape == w.shape
+    assert same_bits(FORMATS[name].unpack(packed), w)
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+def test_a_transposed_view_packs_like_its_copy(name):
+    w = random_matrix(24, 33, 0.3, 0)
+    config = CONFIGS[name][0]
+    view, copy = FORMATS[name].pack(w.T, config), FORMATS[name].pack(w.T.copy(), config)
+    for key, array in view.arrays.items():
+        assert np.array_equal(array, copy.arrays[key])
+
+
+@pytest.mark.parametrize("name", list(FORMATS))
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (np.zeros((2, 2), "float64"), "float64"),
+        (np.zeros((2, 2, 2), "float32"), "3 dimensions"),
+        (np.zeros((0, 2), "float32"), "no elements"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_with_a_reason(name, weight, words):
+    match = FORMATS[name].supports(weight, CONFIGS[name][0])
+    assert not match
+    assert words in match.reason
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"mr": 9, "kb": 16}, "9 rows"),
+        ({"mr": 4, "kb": 70000}, "70000 columns"),
+        ({"mr": 4, "kb": 16, "multiple": 6}, "where panels end"),
+    ],
+)
+def test_a_register_tile_that_cannot_be_encoded_is_refused(config, words):
+    match = FORMATS["register_tiled"].supports(np.ones((8, 8), "float32"), config)
+    assert not match
+    assert words in match.reason
+
+
+def test_groups_that_do_not_divide_the_rows_are_refused():
+    match = FORMATS["dense"].supports(np.ones((8, 8), "float32"), {"mr": 2, "groups": 3})
+    assert "3 groups" in match.reason
+
+
+def test_a_register_tiled_weight_takes_about_six_bytes_a_nonzero():
+    w = random_matrix(768, 768, 0.1, 0)
+    packed = FORMATS["register_tiled"].pack(w, {"mr": 4, "kb": 192})
+    assert packed.nbytes < 6.5 * np.count_nonzero(w)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 60), st.integers(1, 130), st.integers(1, 8), st.integers(0, 99))
+def test_clustering_gives_a_permutation(rows, columns, panel, seed):
+    order = cluster_rows(random_matrix(rows, columns, 0.2, seed) != 0, panel)
+    assert sorted(order) == list(range(rows))
+
+
+def test_clustering_brings_equal_rows_together():
+    rng = np.random.default_rng(0)
+    kinds = rng.random((4, 200)) < 0.2
+    which = rng.permutation(np.repeat(np.arange(4), 4))
+    order = cluster_rows(kinds[which], 4)
+    assert all(len(set(which[order[i : i + 4]])) == 1 for i in range(0, 16, 4))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 100), st.integers(1, 4), st.sampled_from([4, 16]), st.integers(0, 99))
+def test_row_ranges_cover_the_rows_and_end_at_multiples(rows, parts, multiple, seed):
+    bounds = split_rows(random_matrix(rows, 20, 0.3, seed), parts, multiple)
+    assert bounds[0] == 0
+    assert bounds[-1] == rows
+    assert list(bounds) == sorted(set(bounds))
+    assert len(bounds) <= parts + 1
+    assert all(bound % multiple == 0 for bound in bounds[:-1])
+
+
+def test_row_ranges_share_the_nonzeros():
+    w = np.ones((128, 64), "float32")
+    w[:32, :] = 0
+    bounds = split_rows(w, 2, 16)
+    assert bounds == (0, 80, 128)

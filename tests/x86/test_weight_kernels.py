@@ -1,0 +1,174 @@
+"""Kernels with a weight agree with float64, whatever the shape, the pattern and the tile."""
+
+import numpy as np
+import pytest
+from dense_support import machine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from panel_support import EPILOGUES, check_kernel, weight_for
+
+from tvm_sparse.planner import template_named
+from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
+
+TEMPLATES = ["register_tile", "dense_panels"]
+# One below, at and above a vector and a panel, primes, one.
+SIZES = [1, 2, 3, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65, 67]
+sizes = st.sampled_from(SIZES)
+
+
+@pytest.mark.parametrize("lanes", [16, 8, 4])
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=6)
+@given(
+    m=sizes,
+    k=sizes,
+    n=sizes,
+    density=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    symbolic=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_matmul_agrees_with_float64(template, lanes, m, k, n, density, epilogue, symbolic, seed):
+    geometry = MatmulGeometry(m, k, None if symbolic else n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES[epilogue])
+    weight = weight_for(geometry, density, seed)
+    check_kernel(template, workload, weight, lanes, {"kb": 32}, batch=n, seed=seed)
+
+
+@pytest.mark.parametrize("lanes", [16, 8])
+@settings(max_examples=5)
+@given(
+    m=sizes,
+    k=sizes,
+    n=st.integers(1, 8),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_a_handful_of_tokens_agrees_with_float64(lanes, m, k, n, epilogue, seed):
+    geometry = MatmulGeometry(m, k, n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES[epilogue])
+    check_kernel("gemv", workload, weight_for(geometry, 1.0, seed), lanes, seed=seed)
+
+
+@st.composite
+def convolutions(draw, grouped=False):
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True)]
+    groups = draw(st.integers(2, 3)) if grouped else 1
+    channels = st.integers(1, 5) if grouped else st.integers(1, 9)
+    return Conv2dGeometry(
+        batch=draw(st.integers(1, 2)),
+        in_channels=draw(channels) * groups,
+        in_height=reach[0] + draw(st.integers(0, 9)),
+        in_width=reach[1] + draw(st.sampled_from([0, 1, 5, 14, 17, 33])),
+        out_channels=draw(channels) * groups,
+        kernel=kernel,
+        strides=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        padding=tuple(draw(st.integers(0, 2)) for _ in range(4)),
+        dilation=dilation,
+        groups=groups,
+    )
+
+
+@pytest.mark.parametrize("lanes", [16, 8])
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=8)
+@given(
+    geometry=convolutions(),
+    density=st.sampled_from([0.1, 0.4, 1.0]),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_convolution_agrees_with_float64(template, lanes, geometry, density, epilogue, seed):
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES[epilogue])
+    weight = weight_for(geometry, density, seed)
+    check_kernel(template, workload, weight, lanes, {"kb": 16}, seed=seed)
+
+
+@settings(max_examples=8)
+@given(geometry=convolutions(grouped=True), epilogue=st.sampled_from(list(EPILOGUES)))
+def test_grouped_convolution_agrees_with_float64(geometry, epilogue):
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES[epilogue])
+    check_kernel("dense_panels", workload, weight_for(geometry, 1.0, 0), 8)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("pixels", [(7, 7), (14, 14), (16, 16)])
+def test_pointwise_convolution_reads_the_image_in_place(template, pixels):
+    geometry = Conv2dGeometry(2, 40, *pixels, 23, (1, 1))
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias+residual+relu"])
+    check_kernel(template, workload, weight_for(geometry, 0.3, 0), 16)
+
+
+@pytest.mark.parametrize("op", ["matmul", "conv2d"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_every_configuration_of_the_space_agrees_with_float64(template, op):
+    geometry = (
+        MatmulGeometry(50, 130, 70)
+        if op == "matmul"
+        else Conv2dGeometry(1, 20, 9, 9, 26, (3, 3), padding=(1, 1, 1, 1))
+    )
+    workload = Workload(op, geometry, epilogue=EPILOGUES["bias"])
+    weight = weight_for(geometry, 0.2, 0)
+    for config in template_named(template).space(workload, machine(8)):
+        check_kernel(template, workload, weight, 8, config)
+
+
+@pytest.mark.parametrize("n", [64, 300])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_threads_share_a_layer(template, n):
+    geometry = MatmulGeometry(200, 96, n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES["bias+residual+relu"])
+    config = {"threads": 2, "parts": 2, "kb": 48}
+    if template == "register_tile":
+        config["multiple"] = 48
+    check_kernel(template, workload, weight_for(geometry, 0.2, 0), 16, config, threads=2)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_threads_share_a_convolution(template):
+    geometry = Conv2dGeometry(2, 12, 20, 20, 40, (3, 3), padding=(1, 1, 1, 1))
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias"])
+    config = {"threads": 2, "parts": 2}
+    if template == "register_tile":
+        config["multiple"] = 48
+    check_kernel(template, workload, weight_for(geometry, 0.2, 0), 16, config, threads=2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_nan_and_inf_in_the_weight_reach_the_result(template, value):
+    geometry = MatmulGeometry(20, 30, 17)
+    weight = weight_for(geometry, 0.3, 0)
+    weight[4, 9] = value
+    check_kernel(template, Workload("matmul", geometry), weight, 16)
+
+
+def test_depthwise_convolution_agrees_with_float64():
+    geometry = Conv2dGeometry(1, 24, 15, 17, 24, (3, 3), (2, 2), (1, 1, 1, 1), groups=24)
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias+residual+relu"])
+    check_kernel("depthwise", workload, weight_for(geometry, 1.0, 0), 16)
+
+
+@pytest.mark.parametrize(
+    ("template", "workload", "words"),
+    [
+        (
+            "register_tile",
+            Workload("conv2d", Conv2dGeometry(1, 8, 9, 9, 8, (3, 3), groups=8)),
+            "depthwise",
+        ),
+        (
+            "register_tile",
+            Workload("conv2d", Conv2dGeometry(1, 8, 9, 9, 8, (3, 3), groups=2)),
+            "2 groups",
+        ),
+        ("gemv", Workload("matmul", MatmulGeometry(8, 8, 9)), "1 to 8 tokens"),
+        ("depthwise", Workload("matmul", MatmulGeometry(8, 8, 9)), "only for depthwise"),
+    ],
+)
+def test_what_a_template_cannot_do_it_refuses_in_words(template, workload, words):
+    match = template_named(template).supports(workload, machine(8))
+    assert not match
+    assert words in match.reason
