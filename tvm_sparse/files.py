@@ -22,12 +22,17 @@ LARGEST_PROTOBUF = 2**31 - 2**24
 def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its place at the end.
 
+    A link is followed, and what is no regular file (``/dev/null``, a pipe) is written to directly.
+
     Raises
     ------
     SparseError
         When the file cannot be written.
     """
-    place = Path(path)
+    place = Path(os.path.realpath(path))
+    if place.exists() and not place.is_file():
+        yield place
+        return
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -431,3 +431,29 @@ def test_bench_ends_with_1_when_this_package_failed(monkeypatch, capsys):
     monkeypatch.setattr(bench_module, "bench", lambda *_, **__: result(failure))
     assert cli.main(["bench", "m.onnx"]) == 1
     assert "its output is wrong" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------
+# demo
+# ---------------------------------------------------------------------------------------------
+
+
+def test_the_demo_gets_what_the_command_line_says(monkeypatch, tmp_path):
+    from tvm_sparse import demo
+
+    seen = {}
+    monkeypatch.setattr(demo, "demo", lambda **options: seen.update(options))
+    line = ["demo", "--model", "mobilenet", "--threads", "2", "-o", str(tmp_path)]
+    assert cli.main(line) == 0
+    assert seen == {"folder": str(tmp_path), "threads": 2, "model": "mobilenet"}
+
+
+def test_every_model_that_the_demo_offers_can_be_built():
+    from tvm_sparse import demo
+    from tvm_sparse.pruning import prune_with_report
+
+    options = cli.build_parser().parse_args(["demo"])
+    assert options.model in demo.MODELS
+    for _, build in demo.MODELS.values():
+        model, skip = build()
+        assert not prune_with_report(model, sparsity=0.5, skip=skip).notes
