@@ -148,6 +148,8 @@ def compile_(options: argparse.Namespace) -> None:
     """Compile a model to a shared library."""
     import tvm_sparse as ts
 
+    from .progress import Progress
+
     for path in (options.output, options.report, options.save_plan):
         if path:
             _check_writable(path)
@@ -161,6 +163,8 @@ def compile_(options: argparse.Namespace) -> None:
         plan=plan,
         records=options.records,
         check=not options.no_check,
+        threads=options.threads,
+        progress=Progress(),
     )
     module.export(options.output)
     seconds = time.perf_counter() - started
@@ -243,14 +247,17 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _read_torch(path: str) -> Any:
+    if not os.path.exists(path):
+        raise SparseError(f"there is no file '{path}'")
     try:
         import torch
     except ImportError:
         raise MissingExtraError(
             f"'{path}' needs PyTorch, which is not installed: pip install tvm-sparse[torch]"
         ) from None
-    if not os.path.exists(path):
-        raise SparseError(f"there is no file '{path}'")
+    # PyTorch logs a traceback of its own for a file that it cannot open.
+    if not zipfile.is_zipfile(path):
+        raise SparseError(f"'{path}' is not a file that torch.export.save wrote")
     return torch.export.load(path)
 
 
@@ -260,23 +267,20 @@ def _shapes(options: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:
 
 def _plan(ts: Any, model: Any, options: argparse.Namespace) -> Any:
     if options.plan:
-        from .bench import read_plan
-
-        plan = read_plan(options.plan)
+        plan = ts.Plan.from_json(Path(options.plan))
     elif options.force or options.forbid or options.save_plan:
         plan = ts.plan(
             model,
             target=options.target,
             records=options.records,
+            threads=options.threads,
             force=dict(options.force),
             forbid=list(options.forbid),
         )
     else:
         return None
     if options.save_plan:
-        from .files import write_text
-
-        write_text(options.save_plan, plan.to_json())
+        plan.to_json(options.save_plan)
     return plan
 
 

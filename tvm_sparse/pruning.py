@@ -287,6 +287,11 @@ def prune_with_report(
     notes = tuple(
         f"skip '{p}' matches no layer" for p in skip if not any(_matches(n, p) for n in names)
     )
+    notes += tuple(
+        f"layer '{cut.layer.name}' has no nonzero weight left; scope='layer' spreads the cut evenly"
+        for cut in layers
+        if cut.size and cut.zeros_after == cut.size > cut.zeros_before
+    )
     return Pruning(weights.close(), pattern, layers, kept, notes)
 
 

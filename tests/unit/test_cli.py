@@ -185,6 +185,16 @@ def test_a_closed_pipe_is_no_error(model_path):
 # ---------------------------------------------------------------------------------------------
 
 
+def test_a_torch_program_that_is_none_is_refused_in_words(tmp_path, capsys):
+    path = tmp_path / "model.pt2"
+    assert cli.main(["inspect", str(path)]) == 1
+    assert "there is no file" in capsys.readouterr().err
+    pytest.importorskip("torch")
+    path.write_text("no program")
+    assert cli.main(["inspect", str(path)]) == 1
+    assert "not a file that torch.export.save wrote" in capsys.readouterr().err
+
+
 def test_inspect_prints_a_table_and_writes_json(calls, tmp_path, capsys):
     path = tmp_path / "report.json"
     assert cli.main(["inspect", "m.onnx", "--shape", "x=1,32", "--json", str(path)]) == 0

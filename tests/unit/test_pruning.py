@@ -99,6 +99,12 @@ def test_global_scope_takes_more_from_the_layer_of_smaller_weights():
     assert np.count_nonzero(pruned["w1"]) > 0.8 * large.size
 
 
+def test_a_layer_that_loses_everything_is_said():
+    tiny, large = 0.001 * gaussian(0, 8, 8), gaussian(1, 8, 8)
+    report = prune_with_report(matmul_model(tiny, large), sparsity=0.5)
+    assert [note[:36] for note in report.notes] == ["layer 'm0' has no nonzero weight lef"]
+
+
 @FAST
 @given(shapes, shares, seeds)
 def test_ties_are_cut_to_the_exact_count_and_by_the_seed_alone(shape, share, seed):
