@@ -125,7 +125,7 @@ class _Growth:
         return True
 
     def _join_reshape(self, variable: Any, call: Any) -> bool:
-        """A reshape that keeps the features innermost changes nothing in memory."""
+        """Take in a reshape that keeps the features innermost: memory stays as it is."""
         if self.axis != len(self.shape) - 1 or not self._same_layout(variable):
             return False
         self.values[variable.name] = self.values[call.args[0].name]
@@ -148,7 +148,7 @@ class _Growth:
         )
 
     def operand(self, expression: Any) -> EpilogueRef | None:
-        """Name an operand: something inside, a scalar, a per-channel weight, or a tensor of the result's layout."""
+        """Name an operand: a value inside, a scalar, a per-channel weight, or a whole tensor."""
         if isinstance(expression, tvm.ir.GenericConst):
             value = expression.value.numpy()
             return _scalar(value.reshape(-1)[0]) if value.size == 1 else None
@@ -192,9 +192,9 @@ def grow_epilogue(
 ) -> FusedEpilogue:
     """Fuse as many elementwise operations behind binding `start` as leave one value to store.
 
-    Operations join in program order as long as each works on values inside and on scalars, per-channel weights or tensors
-    of the result's shape. Of the prefixes, the longest is taken whose inner values nobody outside needs. Bindings in
-    `taken` belong to another kernel.
+    Operations join in program order as long as each works on values inside and on scalars,
+    per-channel weights or tensors of the result's shape. Of the prefixes, the longest is taken
+    whose inner values nobody outside needs. Bindings in `taken` belong to another kernel.
     """
     growth = _Growth(body, start, channel_axis)
     joined = [start]
@@ -229,7 +229,7 @@ def _closed(body: Body, members: frozenset[int], result: int) -> bool:
 
 
 def _cut(growth: _Growth, body: Body, members: frozenset[int], result: int) -> FusedEpilogue:
-    """Grow again over the members only, so that nothing else leaves operations or operands behind."""
+    """Grow again over the members only: nothing else leaves operations or operands behind."""
     final = _Growth(body, growth.start, growth.channel_axis)
     for index in sorted(members - {growth.start}):
         if not final.try_join(index):

@@ -35,8 +35,9 @@ class KernelTemplate:
     space : callable
         (workload, machine) -> list of configurations, the default first.
     build : callable
-        (workload, machine, packed weight, config) -> PrimFunc with the arguments x, those of `arguments`, the per-channel
-        vectors, the tensors of the epilogue, y. It depends on the packed weight's shape and config, not on its arrays.
+        (workload, machine, packed weight, config) -> PrimFunc with the arguments x, those of
+        `arguments`, the per-channel vectors, the tensors of the epilogue, y. It depends on the
+        packed weight's shape and config, not on its arrays.
     estimate : callable
         (workload, machine, profile, config) -> microseconds.
     arguments : callable
@@ -55,6 +56,7 @@ class KernelTemplate:
 def matrix_view(weight: np.ndarray, op: str) -> np.ndarray:
     """Show a weight as formats pack it: [output features, everything else].
 
-    A matmul weight is stored [K, M] and seen transposed; a convolution's OIHW weight is flattened behind its first axis.
+    A matmul weight is stored [K, M] and seen transposed; a convolution's OIHW weight is flattened
+    behind its first axis.
     """
     return weight.T if op == "matmul" else weight.reshape(weight.shape[0], -1)

@@ -23,7 +23,7 @@ def _minimum(inputs: Sequence[Any], lanes: int) -> Any:
 
 
 def _not_greater(a: Any, b: Any) -> Any:
-    """`a < b`, false for NaN in `a`, so that a NaN result of the operator is kept."""
+    """Compare so that NaN in `a` gives false, and a NaN result of the operator is kept."""
     return a < b
 
 
@@ -72,7 +72,8 @@ def emit_epilogue(
     epilogue : Epilogue
         The fused operations.
     acc : PrimExpr
-        The operator's result, `lanes` float32 values; a buffer load, since it may be used several times.
+        The operator's result, `lanes` float32 values; a buffer load, since it may be used several
+        times.
     load_channel, load_tensor : callable
         Give the vector of the i-th per-channel operand, and of the i-th tensor operand.
     lanes : int

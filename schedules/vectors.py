@@ -13,8 +13,9 @@ from tvm.tirx.script import builder as B
 class Vectors:
     """Emits float32 vector code of one width into the function being built.
 
-    A register is a buffer of one vector in scope "global" and under 1 KiB: TVM turns that into a stack slot, which LLVM
-    promotes to a machine register. Wider or otherwise scoped buffers end up on the heap.
+    A register is a buffer of one vector in scope "global" and under 1 KiB: TVM turns that into a
+    stack slot, which LLVM promotes to a machine register. Wider or otherwise scoped buffers end up
+    on the heap.
     """
 
     def __init__(self, lanes: int) -> None:
@@ -75,8 +76,8 @@ class Vectors:
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
         """Transpose a square of `lanes` vectors in registers.
 
-        Each of log2(lanes) rounds exchanges the off-diagonal halves of blocks (Eklundh, 1972); LLVM turns the shuffles
-        into unpack and permute instructions.
+        Each of log2(lanes) rounds exchanges the off-diagonal halves of blocks (Eklundh, 1972); LLVM
+        turns the shuffles into unpack and permute instructions.
         """
         current, block = list(rows), 1
         while block < self.lanes:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .report import Report
     from .runtime import CompiledModule
 
-# Public name -> module. Loaded on first use: importing this package costs nothing and never imports TVM.
+# Public name -> module, loaded on first use: importing this package is cheap and needs no TVM.
 _PUBLIC: dict[str, str] = {
     "CompiledModule": "runtime",
     "Model": "model",
@@ -61,7 +61,7 @@ def __dir__() -> list[str]:
 
 
 def _autoload() -> None:
-    """Register the pipeline "sparse"; the entry point `tvm.backends`, called while TVM is imported."""
+    """Register the pipeline "sparse": the entry point `tvm.backends`, called as TVM loads."""
     from .plugin import register
 
     register()

@@ -125,8 +125,9 @@ def compile(
     plan : Plan or path, optional
         Made before, perhaps edited; by default a new one.
     check : bool
-        Compare every rewritten layer and the whole model with the dense one on random inputs before handing the module
-        over. Impossible, and left out with a note, when the target is not this machine.
+        Compare every rewritten layer and the whole model with the dense one on random inputs before
+        handing the module over. Impossible, and left out with a note, when the target is not this
+        machine.
     shapes : mapping, optional
         Fixes symbolic dimensions, by input name.
     progress : Progress, optional
@@ -267,7 +268,8 @@ def _check_plan(the_plan: Plan, model: Model, target: Any) -> None:
         raise PlanError("the plan was made for another model: its weights differ from these")
     if dict(the_plan.target) != _target_data(target):
         raise PlanError(
-            f"the plan was made for the target {dict(the_plan.target)}, not for {_target_data(target)}"
+            f"the plan was made for the target {dict(the_plan.target)}, "
+            f"not for {_target_data(target)}"
         )
 
 

@@ -1,7 +1,7 @@
 """What an epilogue computes, in float64, with a bound on what float32 may differ by.
 
-The bound is carried along operation by operation (running error analysis: N. J. Higham, *Accuracy and Stability of
-Numerical Algorithms*, section 3.3), so that it holds for whatever graph was fused.
+The bound is carried along operation by operation (running error analysis: N. J. Higham, *Accuracy
+and Stability of Numerical Algorithms*, section 3.3), so that it holds for whatever graph was fused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _minimum(a: Bounded, b: Bounded) -> Bounded:
 
 
 def _slope(function: Callable[[np.ndarray], np.ndarray], steepest: float) -> Callable[..., Bounded]:
-    """An approximated function whose derivative is at most `steepest` anywhere."""
+    """Wrap an approximated function whose derivative is at most `steepest` anywhere."""
 
     def bounded(a: Bounded) -> Bounded:
         value = function(a[0])
@@ -84,7 +84,7 @@ def _gelu_tanh64(x: np.ndarray) -> np.ndarray:
 def _scaled(
     function: Callable[[np.ndarray], np.ndarray], steepest: float
 ) -> Callable[..., Bounded]:
-    """An approximated function of the form x * g(x): its absolute error grows with x."""
+    """Wrap an approximated function of the form x * g(x): its error grows with x."""
 
     def bounded(a: Bounded) -> Bounded:
         value = function(a[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SparseError(Exception):
-    """Base of every error raised on purpose; the command line prints its message without a traceback."""
+    """Base of every error raised on purpose; its message is one sentence for a person."""
 
 
 class ModelError(SparseError):

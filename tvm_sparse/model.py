@@ -1,4 +1,4 @@
-"""A loaded model: a Relax function whose weights are named parameters, their values, and the user's names."""
+"""A loaded model: a Relax function, the values of its named weights, and the user's names."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Model:
     Attributes
     ----------
     mod : tvm.IRModule
-        `main` takes the inputs, then one parameter per weight; its attribute `num_input` counts the inputs. Scalars and
-        integer constants may stand in the body; every floating-point array of one dimension or more is a parameter.
+        `main` takes the inputs, then one parameter per weight; its attribute `num_input` counts the
+        inputs. Scalars and integer constants may stand in the body; every floating-point array of
+        one dimension or more is a parameter.
     params : mapping of str to numpy.ndarray
         The value of each weight parameter, by the parameter's name in `mod`.
     layer_names : mapping of str to str

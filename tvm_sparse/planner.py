@@ -46,7 +46,8 @@ class Decision:
     name : str
         The user's layer name.
     format, kernel : str
-        Keys of the tables of formats and templates; kernel "tvm" leaves the operator to TVM's own schedule.
+        Keys of the tables of formats and templates; kernel "tvm" leaves the operator to TVM's own
+        schedule.
     config : mapping
         The kernel's configuration.
     source : str

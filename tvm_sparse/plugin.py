@@ -9,7 +9,7 @@ PIPELINE = "sparse"
 
 
 def register() -> None:
-    """Make `relax_pipeline="sparse"` known to TVM; quiet when only TVM's runtime is there, or when already known."""
+    """Make `relax_pipeline="sparse"` known, once, and only where TVM's compiler is there."""
     import tvm
 
     if getattr(tvm.base, "_RUNTIME_ONLY", False):
@@ -28,9 +28,10 @@ def sparse_pipeline(
 ) -> Any:
     """Build the pass that takes the place of TVM's default Relax pipeline.
 
-    Weights are found where they are constants of a Relax function; a module built with free parameters needs them bound
-    first (`relax.build(..., params=...)` and `tvm_sparse.build(mod, target, params)` do that). Layers are decided by the
-    cost model. The target is the one in scope, as for every TVM pipeline.
+    Weights are found where they are constants of a Relax function; a module built with free
+    parameters needs them bound first (`relax.build(..., params=...)` and `tvm_sparse.build(mod,
+    target, params)` do that). Layers are decided by the cost model. The target is the one in scope,
+    as for every TVM pipeline.
 
     Parameters
     ----------
@@ -88,7 +89,7 @@ def _sparsify(
 
 
 def _renamed(mod: Any, old: str, new: str) -> Any:
-    """Rename a function that nothing in the module calls, and forget which parameters were weights."""
+    """Rename a function that nothing calls, and forget which parameters were weights."""
     import tvm
 
     functions: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""Targets: short names, TVM's own dictionaries, and what the kernels need to know of a processor."""
+"""Targets: short names, TVM's own dictionaries, and what kernels must know of a processor."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 from .errors import TargetError
 
-TargetLike = Union[str, Mapping[str, Any], Any]
+TargetLike = str | Mapping[str, Any] | Any
 
 # Short name -> the processor that LLVM is told. "native" is resolved on the machine itself.
 SHORT_NAMES: dict[str, str] = {
@@ -45,7 +45,7 @@ class X86Machine:
 
 
 def resolve_target(target: TargetLike) -> Any:
-    """Turn a short name, a JSON text, a dictionary or a `tvm.target.Target` into a `tvm.target.Target`.
+    """Turn a short name, JSON, a dictionary or a target into a `tvm.target.Target`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Hold a compiled model against its dense reference: every kernel on the reference's activations, and the whole."""
+"""Hold a compiled model against its dense reference: kernel by kernel, and as a whole."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .progress import Progress
 from .reference import Capture, Reference, random_inputs
 from .runtime import CompiledModule
 
-# Multiply-adds of a float64 reference that one layer may cost; beyond, some of its rows are checked.
+# Multiply-adds of a float64 reference that one layer may cost; beyond, some of its rows are
+# checked.
 _MACS = 2_000_000_000
 
 

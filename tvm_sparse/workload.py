@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Union
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Conv2dGeometry:
 
     @property
     def weight_shape(self) -> tuple[int, int]:
-        """The weight as the matrix that formats pack: (output channels, channels per group x taps)."""
+        """The weight as the matrix that formats pack: (outputs, inputs of a group x taps)."""
         return (
             self.out_channels,
             self.in_channels // self.groups * self.kernel[0] * self.kernel[1],
@@ -91,7 +91,7 @@ class Conv2dGeometry:
         return rows * columns * self.pixels * (self.batch if self.batch is not None else batch or 1)
 
 
-Geometry = Union[MatmulGeometry, Conv2dGeometry]
+Geometry = MatmulGeometry | Conv2dGeometry
 
 RefKind = Literal["acc", "node", "scalar", "channel", "tensor"]
 
@@ -100,9 +100,9 @@ RefKind = Literal["acc", "node", "scalar", "channel", "tensor"]
 class EpilogueRef:
     """An operand of a fused operation.
 
-    `kind` is "acc" (the operator's own result), "node" (an earlier epilogue operation, by index), "scalar" (a constant,
-    by `value`), "channel" (the index-th vector with one element per output channel) or "tensor" (the index-th tensor of
-    the output's shape, for example a residual).
+    `kind` is "acc" (the operator's own result), "node" (an earlier epilogue operation, by index),
+    "scalar" (a constant, by `value`), "channel" (the index-th vector with one element per output
+    channel) or "tensor" (the index-th tensor of the output's shape, for example a residual).
     """
 
     kind: RefKind
@@ -112,7 +112,7 @@ class EpilogueRef:
 
 @dataclass(frozen=True)
 class EpilogueOp:
-    """One elementwise operation fused behind the operator; `name` is a key of `schedules.epilogue.EMITTERS`."""
+    """One fused elementwise operation; `name` is a key of `schedules.epilogue.EMITTERS`."""
 
     name: str
     inputs: tuple[EpilogueRef, ...]
@@ -120,7 +120,7 @@ class EpilogueOp:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """A small graph of elementwise operations on the result, the last of which is what gets stored."""
+    """A graph of elementwise operations on the result; the last one's value is stored."""
 
     ops: tuple[EpilogueOp, ...] = ()
     channels: int = 0
@@ -133,7 +133,7 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Workload:
-    """Everything but the weight's values that a kernel template needs; part of every record's key."""
+    """All that a kernel template needs but the weight's values; part of a record's key."""
 
     op: Literal["matmul", "conv2d"]
     geometry: Geometry | None

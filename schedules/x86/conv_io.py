@@ -1,8 +1,9 @@
-"""Convolution around the panel kernel: NCHW in and out, taps gathered into L1 per panel of output pixels.
+"""Convolution around the panel kernel: NCHW in and out, taps gathered in L1 per pixel panel.
 
-The image is copied once into a padded one, split by the phases of the stride, so that any tap of any run of output
-pixels in a row is one contiguous run. A panel of output pixels is then a short list of vector copies per (channel, tap);
-a copy may run past its row, the next one mends it. 1x1 convolutions of stride 1 without padding read the image itself.
+The image is copied once into a padded one, split by the phases of the stride, so that any tap of
+any run of output pixels in a row is one contiguous run. A panel of output pixels is then a short
+list of vector copies per (channel, tap); a copy may run past its row, the next one mends it. 1x1
+convolutions of stride 1 without padding read the image itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .panel_weights import RegisterTile
 
 
 class ConvIO:
-    """X [batch][ic][ih][iw] in, Y [batch][oc][oh][ow] out; a panel holds output pixels of one image side by side."""
+    """X [n][ic][ih][iw] in, Y [n][oc][oh][ow] out; a panel holds output pixels of one image."""
 
     def __init__(
         self, geometry: Conv2dGeometry, epilogue: Epilogue, lanes: int, kb: int, threads: int
@@ -31,7 +32,8 @@ class ConvIO:
         self.whole, self.epilogue = geometry, epilogue
         self.vectors, self.kb, self.threads = Vectors(lanes), kb, threads
         self.batch = tirx.Var("n", "int64") if geometry.batch is None else geometry.batch
-        # In NCHW the channels of a group lie side by side, so a group of an image is an image of its own.
+        # In NCHW the channels of a group lie side by side, so a group of an image is an image of
+        # its own.
         self.geometry = replace(
             geometry,
             in_channels=geometry.in_channels // geometry.groups,
@@ -70,7 +72,7 @@ class ConvIO:
         return self.batch * self.whole.groups
 
     def group(self, image: Any) -> Any:
-        """Groups follow each other within an image."""
+        """Name the group: groups follow each other within an image."""
         return T.floormod(image, self.whole.groups) if self.whole.groups > 1 else 0
 
     def prepare(self, image: Any) -> None:
@@ -128,7 +130,7 @@ class ConvIO:
                     emit(True)
 
     def _pack_taps(self, panel: Any, first: Any, nt: int, block: Any) -> None:
-        """Walk the rows of output pixels that the panel crosses; copy each row's part in whole vectors."""
+        """Walk the pixel rows that the panel crosses; copy each one's part in whole vectors."""
         g, v, p = self.geometry, self.vectors, self.padded
         width = nt * v.lanes
         taps = g.kernel[0] * g.kernel[1]
@@ -171,7 +173,7 @@ class ConvIO:
     def _store_run(
         self, width: int, row: Any, image: Any, first: Any, values: Any, offset: Any
     ) -> None:
-        """Store one row of the tile, from its registers, or from `values` at `offset` where that is given."""
+        """Store one row of the tile: from its registers, or from `values` at a given `offset`."""
         g, v = self.geometry, self.vectors
         base = (image * g.out_channels + row) * g.pixels + first
         channel = self.group(image) * g.out_channels + row
@@ -224,7 +226,8 @@ class PaddedImage:
         self.rows = (g.out_height - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
         reach = (g.out_width - 1) * g.strides[1] + (g.kernel[1] - 1) * g.dilation[1] + 1
         self.width = -(-reach // self.phases)
-        # Whole vectors, so that clearing one channel never reaches into the next, which another thread may own.
+        # Whole vectors, so that clearing one channel never reaches into the next, which another
+        # thread may own.
         self.plane = -(-self.rows * self.width // lanes) * lanes
         # Copies overrun the last row by less than a vector.
         self.size = g.in_channels * self.phases * self.plane + lanes
@@ -256,7 +259,8 @@ class PaddedImage:
             v.store(target, v.zero(), base + i * v.lanes)
         with B.serial(0, min(g.in_height, self.rows - top)) as row:
             for phase in range(self.phases):
-                # Image columns c with (c + left) mod phases == phase, that the padded width still holds.
+                # Image columns c with (c + left) mod phases == phase, that the padded width still
+                # holds.
                 start = (phase - left) % self.phases
                 count = max(0, -(-(g.in_width - start) // self.phases))
                 first = (start + left) // self.phases
@@ -274,7 +278,8 @@ class PaddedImage:
             with B.serial(0, whole) as i:
                 v.store(target, v.load(x, source + i * v.lanes), at + i * v.lanes)
         elif self.phases == 2:
-            # The second load may not pass the run's end, so the last vector is left to the scalar loop.
+            # The second load may not pass the run's end, so the last vector is left to the scalar
+            # loop.
             whole = max(0, (2 * count - 1) // (2 * v.lanes))
             evens = [2 * k for k in range(v.lanes)]
             with B.serial(0, whole) as i:

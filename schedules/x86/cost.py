@@ -1,7 +1,8 @@
 """What the x86 kernels cost, in cycles of one core: a roofline with the loops' overhead.
 
-The coefficients were fitted to measurements by `benchmarks/fit_cost.py` and hold for wide out-of-order cores (two FMA, two
-loads a cycle). They rank candidates; `core_gigahertz` scales them to the machine at hand.
+The coefficients were fitted to measurements by `benchmarks/fit_cost.py` and hold for wide
+out-of-order cores (two FMA, two loads a cycle). They rank candidates; `core_gigahertz` scales them
+to the machine at hand.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A dense matmul for a handful of tokens: vectors run along the output features, the weight is read once."""
+"""A dense matmul for a handful of tokens: vectors of output features, the weight read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matmul around the panel kernel: tokens-major activations are transposed into panels and results out of them."""
+"""Matmul around the panel kernel: tokens are transposed into panels, results out of them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class MatmulIO:
         self.first_row = row_range[0]
 
     def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
-        """Transpose squares of lanes x lanes from x into the panel; zeros behind the last feature."""
+        """Transpose squares of lanes x lanes into the panel; zeros behind the last feature."""
         v, k = self.vectors, self.geometry.k
         whole, rest = divmod(min(self.kb, k), v.lanes)
         if k <= self.kb:

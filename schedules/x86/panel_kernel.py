@@ -1,15 +1,16 @@
-"""The kernel family of x86: Y = W X over panels of activations, for matmul and convolution, sparse and dense.
+"""The kernel family of x86: Y = W X over panels of activations, sparse and dense.
 
-Activations are taken a panel of `nt` vectors at a time. Per block of `kb` columns of W the panel is packed into L1 as
-[kb][nt * lanes], and every panel of `mr` weight rows runs its register tile over it. What differs between operators is
-how a panel is packed and how results are stored (`matmul_io`, `conv_io`); what differs between formats is the inner
-loop (`panel_weights`).
+Activations are taken a panel of `nt` vectors at a time. Per block of `kb` columns of W the panel is
+packed into L1 as [kb][nt * lanes], and every panel of `mr` weight rows runs its register tile over
+it. What differs between operators is how a panel is packed and how results are stored (`matmul_io`,
+`conv_io`); what differs between formats is the inner loop (`panel_weights`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 from tvm.script import tirx as T
@@ -43,8 +44,8 @@ class Tiles:
 def split_columns(columns: Any, nt: int, lanes: int) -> Tiles:
     """Cover `columns` by panels of `nt` vectors and a narrower rest.
 
-    A known number of columns ends in one panel that is as narrow as possible; a symbolic one ends in panels of one
-    vector.
+    A known number of columns ends in one panel that is as narrow as possible; a symbolic one ends
+    in panels of one vector.
     """
     width = nt * lanes
     if isinstance(columns, int):
@@ -95,7 +96,8 @@ class PanelIO(Protocol):
 class PanelShape:
     """The sizes that a panel kernel is specialised to.
 
-    `splits` are the bounds of the row ranges that run as separate units: (matrix rows, panels) at each bound.
+    `splits` are the bounds of the row ranges that run as separate units: (matrix rows, panels) at
+    each bound.
     """
 
     rows: int
@@ -116,9 +118,7 @@ class PanelShape:
     def tallest(self) -> int:
         """Rows of the largest row range, with the slots behind the last row."""
         bounds = self.splits
-        return max(
-            max(hi[0] - lo[0], (hi[1] - lo[1]) * self.mr) for lo, hi in zip(bounds, bounds[1:])
-        )
+        return max(max(hi[0] - lo[0], (hi[1] - lo[1]) * self.mr) for lo, hi in pairwise(bounds))
 
 
 def build_panel_kernel(name: str, shape: PanelShape, io: PanelIO, weight: Weight) -> Any:
@@ -158,7 +158,7 @@ def _emit_unit(
             _emit_rows(shape, io, weight, args, nt, image, first, shape.splits[0], shape.splits[1])
             return
         part = T.floormod(unit, splits)
-        for index, (low, high) in enumerate(zip(shape.splits, shape.splits[1:])):
+        for index, (low, high) in enumerate(pairwise(shape.splits)):
             with B.If(part == index), B.Then():
                 _emit_rows(shape, io, weight, args, nt, image, first, low, high)
 

@@ -63,7 +63,7 @@ class MaskedWeight:
     blocks: int
 
     def declare(self) -> dict[str, Any]:
-        """Declare the arguments; the two long arrays keep symbolic lengths, so that layers share the function."""
+        """Declare the arguments; long arrays keep symbolic lengths: layers share the function."""
         groups = self.panels * self.blocks
         columns, values = tirx.Var("n_columns", "int64"), tirx.Var("n_values", "int64")
         return {
@@ -84,7 +84,8 @@ class MaskedWeight:
     ) -> None:
         """Add the (block, panel) part of W X to the tile; `x` holds the block as [kb][width].
 
-        Positions are counted up instead of computed from the loop variable: LLVM then leaves the short loops rolled.
+        Positions are counted up instead of computed from the loop variable: LLVM then leaves the
+        short loops rolled.
         """
         at = block * self.panels + panel
         column_pos = B.alloc_buffer((1,), "int64", scope="global")

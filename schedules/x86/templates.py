@@ -21,8 +21,8 @@ from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight
 
-# Floats of a packed block of activations: fills a 48 KiB L1 for the sparse kernel, which reuses all of it for every
-# panel of rows.
+# Floats of a packed block of activations: fills a 48 KiB L1 for the sparse kernel, which reuses all
+# of it for every panel of rows.
 _SPARSE_BLOCK = 12288
 _DENSE_BLOCK = 12288
 
@@ -41,7 +41,7 @@ _PARALLEL_MICROSECONDS = 60.0
 
 
 def block_length(columns: int, width: int, floats: int, lanes: int) -> int:
-    """Cut `columns` in equal blocks of whole vectors, each at most `floats` with `width` columns of activations."""
+    """Cut `columns` in equal blocks of whole vectors, of at most `floats` / `width` each."""
     longest = max(lanes, floats // width // lanes * lanes)
     blocks = math.ceil(columns / longest)
     return math.ceil(columns / blocks / lanes) * lanes
@@ -58,7 +58,7 @@ def _columns(workload: Workload) -> int:
 def _with_threads(
     config: dict[str, Any], workload: Workload, machine: X86Machine, one_core: float
 ) -> Config:
-    """Use all threads where that pays; cut the rows where there are too few panels of activations."""
+    """Use all threads where that pays; cut the rows where panels of activations are few."""
     if workload.threads <= 1 or one_core < _PARALLEL_MICROSECONDS:
         return {**config, "threads": 1, "parts": 1}
     geometry = workload.geometry

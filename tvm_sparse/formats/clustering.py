@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-# Shrink the candidates' bitsets when this share of them was taken: keeps the scan over what is left.
+# Shrink the candidates' bitsets when this share of them was taken: keeps the scan over what is
+# left.
 _COMPACT_BELOW = 0.7
 
 
 def cluster_rows(nonzero: np.ndarray, panel: int) -> np.ndarray:
     """Order rows so that each run of `panel` rows shares columns.
 
-    Greedy: a panel starts with the first row left and takes, one by one, the row that shares most columns with it,
-    relative to the square root of the row's own count. Bitsets and popcounts make it rows^2 * columns / 64 / panel steps.
+    Greedy: a panel starts with the first row left and takes, one by one, the row that shares most
+    columns with it, relative to the square root of the row's own count. Bitsets and popcounts make
+    it rows^2 * columns / 64 / panel steps.
 
     Parameters
     ----------

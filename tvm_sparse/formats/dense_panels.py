@@ -13,9 +13,10 @@ from .base import Match, PackedWeight, check_matrix
 
 @dataclass(frozen=True)
 class DensePanels:
-    """Panels of `mr` rows: ``values`` float32 [groups, ceil(rows / mr), columns, mr], zeros behind the last row.
+    """Panels of `mr` rows: ``values`` float32 [groups, panels, columns, mr], then zeros.
 
-    `groups` (1 unless a grouped convolution asks) divides the rows; each group has panels of its own.
+    `groups` (1 unless a grouped convolution asks) divides the rows; each group has panels of its
+    own.
     """
 
     name: str = "dense"

@@ -1,9 +1,10 @@
 """The register-tiled format: columns of a panel of rows, grouped by which of the rows they touch.
 
-Rows are gathered in panels of `mr`. In every block of `kb` columns, a column's occupancy bitmask over the panel's rows
-selects one of 2^mr - 1 short loops; columns with the same mask are stored side by side, so that a loaded activation
-vector serves every row that needs it and no loop has a branch inside (Sparse Register Tiling: L. Wilkinson, K. Cheshmi,
-M. M. Dehnavi, "Register Tiling for Unstructured Sparsity in Neural Network Inference", PLDI 2023).
+Rows are gathered in panels of `mr`. In every block of `kb` columns, a column's occupancy bitmask
+over the panel's rows selects one of 2^mr - 1 short loops; columns with the same mask are stored
+side by side, so that a loaded activation vector serves every row that needs it and no loop has a
+branch inside (Sparse Register Tiling: L. Wilkinson, K. Cheshmi, M. M. Dehnavi, "Register Tiling for
+Unstructured Sparsity in Neural Network Inference", PLDI 2023).
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ MAX_BLOCK = 65535  # columns and counts are stored as uint16
 
 @dataclass(frozen=True)
 class RegisterTiled:
-    """Panels of `mr` rows, blocks of `kb` columns, `cluster` to put rows that share columns in one panel.
+    """Panels of `mr` rows, blocks of `kb` columns, rows that share columns in one panel.
 
-    `parts` cuts the rows into ranges of equal nonzeros at multiples of `multiple` (itself one of `mr`), for threads that
-    share a panel of activations; rows are clustered inside their range only.
+    `parts` cuts the rows into ranges of equal nonzeros at multiples of `multiple` (itself one of
+    `mr`), for threads that share a panel of activations; rows are clustered inside their range
+    only.
 
     The arrays of a packed weight, with P panels and B blocks:
 
     - ``counts`` uint16 [B * P * 2^mr]: columns of each mask;
     - ``column_at``, ``value_at`` int32 [B * P]: where a (block, panel) begins in the next two;
-    - ``rows`` int32 [P * mr]: the matrix row of each panel slot; slots behind the last row hold rows >= M;
+    - ``rows`` int32 [P * mr]: the matrix row of each panel slot; slots behind the last row hold
+      rows >= M;
     - ``columns`` uint16 [C]: column inside its block;
     - ``values`` float32 [nnz]: for each column the values of its rows, in the order of the panel.
     """
@@ -134,7 +137,7 @@ def split_rows(weight: np.ndarray, parts: int, multiple: int) -> tuple[int, ...]
     done = np.cumsum(np.count_nonzero(weight, axis=1))
     targets = done[-1] * np.arange(1, parts) / parts
     cuts = np.searchsorted(done, targets) + 1
-    inner = {int(round(cut / multiple)) * multiple for cut in cuts}
+    inner = {round(float(cut) / multiple) * multiple for cut in cuts}
     return (0, *sorted(cut for cut in inner if 0 < cut < rows), rows)
 
 
