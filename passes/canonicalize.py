@@ -37,9 +37,9 @@ from .flatten_main import flatten_main
 from .fold_batch_norm import fold_batch_norm
 from .fold_weight_transforms import fold_weight_transforms
 from .lift_weights import is_weight_constant, lift_weights
+from .narrow_pooling import narrow_pooling
 from .recognize_layer_norm import recognize_layer_norm
 from .rewrite_main import (
-    MainRewriter,
     bindings_of,
     call_of,
     count_uses,
@@ -56,6 +56,7 @@ from .unstack_reductions import unstack_reductions
 PASSES: tuple[Callable[[Model], Model], ...] = (
     flatten_main,
     unstack_reductions,
+    narrow_pooling,
     lift_weights,
     fold_weight_transforms,
     drop_no_ops,
@@ -163,6 +164,3 @@ def _check_matmul(model: Model, name: str, call: Any) -> list[str]:
     if isinstance(weight, tvm.ir.GenericConst) and is_float(weight.ty.dtype):
         return [f"'{name}' multiplies by an inline constant"]
     return []
-
-
-__all__ = ["PASSES", "MainRewriter", "canonicalize", "check_canonical"]

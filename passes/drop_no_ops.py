@@ -26,6 +26,9 @@ def _simplify(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
     if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op) or not expr.args:
         return None
     name = expr.op.name.removeprefix("relax.")
+    if name in ("expand_dims", "squeeze"):
+        expr = _as_reshape(rewriter, var, expr)
+        name = expr.op.name.removeprefix("relax.")
     if name in ("reshape", "permute_dims"):
         return _merge(rewriter, var, expr)
     if name in _COMMUTATIVE:
@@ -74,11 +77,21 @@ def _is_scalar(leaf: Any, value: float) -> bool:
     )
 
 
+def _as_reshape(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
+    """Write a change of rank next to a reshape as a reshape, so that the two merge."""
+    dims = shape_of(var)
+    before = rewriter.lookup(expr.args[0])
+    near = (
+        call_of(before, "reshape") or call_of(before, "expand_dims") or call_of(before, "squeeze")
+    )
+    return relax.op.reshape(expr.args[0], list(dims)) if near and dims is not None else expr
+
+
 def _merge(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
     source = expr.args[0]
     before = rewriter.lookup(source)
     if call_of(expr, "reshape"):
-        if call_of(before, "reshape"):
+        if any(call_of(before, name) for name in ("reshape", "expand_dims", "squeeze")):
             source = before.args[0]
             expr = relax.Call(expr.op, [source, expr.args[1]], expr.attrs, expr.ty_args)
         return source if same_shape(source, var) else expr

@@ -178,6 +178,18 @@ def test_other_variadic_operators_are_pairwise_too(op_type):
     assert_close(run_model(model, a, b)[0], run_onnx(proto, a=a, b=b)[0])
 
 
+@pytest.mark.parametrize("size", [3, 5])
+def test_local_response_normalisation_pools_in_two_dimensions(size):
+    nodes = [node("LRN", ["x"], ["y"], size=size, alpha=0.3, beta=0.75)]
+    proto = onnx_model(nodes, {}, {"x": (2, 9, 4, 5)})
+    model = load(proto)
+    ops = ops_of(model)
+    assert "nn.avg_pool2d" in ops
+    assert not {"nn.avg_pool3d", "expand_dims", "squeeze"} & set(ops)
+    x = random(2, 9, 4, 5)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
 def test_dropout_and_identity_are_gone():
     nodes = [
         node("Identity", ["w"], ["w2"]),
@@ -279,9 +291,22 @@ def test_a_local_function_is_inlined():
     assert ops_of(load(proto)) == ["add"]
 
 
-def test_an_operator_that_onnx_defines_by_others_is_written_out():
-    proto = onnx_model([node("Celu", ["x"], ["y"], alpha=2.0)], {}, {"x": (2, 4)})
+@pytest.mark.parametrize("attributes", [{}, {"alpha": 2.0}])
+def test_an_operator_that_onnx_defines_by_others_is_written_out(attributes):
+    proto = onnx_model([node("Celu", ["x"], ["y"], **attributes)], {}, {"x": (2, 4)})
     x = random(2, 4)
+    assert_close(run_model(load(proto), x)[0], run_onnx(proto, x=x)[0])
+
+
+def test_old_operators_with_attributes_in_place_of_inputs():
+    nodes = [
+        node("Pad", ["x"], ["a"], pads=[0, 0, 1, 1, 0, 0, 1, 1]),
+        node("Slice", ["a"], ["b"], axes=[2], starts=[1], ends=[4]),
+        node("Upsample", ["b", "s"], ["y"], mode="nearest"),
+    ]
+    scales = np.array([1, 1, 2, 2], np.float32)
+    proto = onnx_model(nodes, {"s": scales}, {"x": (2, 3, 6, 6)}, opset=9)
+    x = random(2, 3, 6, 6)
     assert_close(run_model(load(proto), x)[0], run_onnx(proto, x=x)[0])
 
 

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from ..errors import ModelError
 from ..model import Model, TensorSpec
-from ..passes.rewrite_main import main_of
+from ..passes.rewrite_main import main_of, with_main
 from .onnx_file import OnnxModel, read_onnx
 from .onnx_graph import (
     all_nodes,
@@ -50,7 +50,6 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
     symbols = _plain_dimensions(model)
     weights, identifiers = _weights_to_inputs(model, len(inputs))
     mod = _import(model)
-    main_of(mod)
     _keep_layer_of_scaled(weights, layers)
     loaded = Model(
         mod=mod,
@@ -169,10 +168,7 @@ def _import(model: OnnxModel) -> Any:
             mod = from_onnx(model.proto, opset=opset_of(model.proto), sanitize_input_names=False)
     except Exception as error:
         raise ModelError(_explain(model, printed.getvalue(), error)) from error
-    func = main_of(mod).with_attr("num_input", model.input_count)
-    from ..passes.rewrite_main import with_main
-
-    return with_main(mod, func)
+    return with_main(mod, main_of(mod).with_attr("num_input", model.input_count))
 
 
 def _explain(model: OnnxModel, printed: str, error: Exception) -> str:

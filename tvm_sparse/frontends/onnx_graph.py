@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from ..errors import ModelError
-from .onnx_file import OnnxModel, read_tensor
+from .onnx_file import OnnxModel, densify, read_tensor
 
 # The newest opset that needs no conversion; older models are brought up to it if onnx can do so.
 _OPSET = 13
@@ -192,6 +192,8 @@ def _expand_missing(model: OnnxModel) -> None:
         return
     import onnx.inliner
 
+    for node in missing:
+        _write_defaults(node, opset_of(model.proto))
     ids = sorted({(node.domain, node.op_type) for node in missing})
     # Some operators are defined by others, and onnx can write them out; older ones cannot.
     with contextlib.suppress(Exception):
@@ -204,13 +206,23 @@ def _expand_missing(model: OnnxModel) -> None:
     for node in _missing_operators(model):
         if node.op_type in ("If", "Loop", "Scan") and not node.domain:
             raise ModelError(
-                f"the node '{node_label(node)}' ({node.op_type}) branches at run time; only a branch "
-                "with a constant condition is supported"
+                f"the node '{node_label(node)}' ({node.op_type}) branches at run time; only a "
+                "branch with a constant condition is supported"
             )
         domain = f" of the domain '{node.domain}'" if node.domain else ""
         raise ModelError(
             f"the operator {node.op_type}{domain} (node '{node_label(node)}') is not supported"
         )
+
+
+def _write_defaults(node: onnx.NodeProto, opset: int) -> None:
+    """Write out attributes that are left at their default, which the inliner does not know."""
+    with contextlib.suppress(Exception):
+        schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+        present = {attr.name for attr in node.attribute}
+        for name, attr in schema.attributes.items():
+            if name not in present and attr.default_value.name:
+                node.attribute.append(attr.default_value)
 
 
 def _missing_operators(model: OnnxModel) -> list[onnx.NodeProto]:
@@ -248,9 +260,7 @@ def _constant_value(model: OnnxModel, node: onnx.NodeProto) -> np.ndarray | None
     if "value" in attrs:
         return read_tensor(attrs["value"].t, model.base)
     if "sparse_value" in attrs:
-        from .onnx_file import _densify
-
-        return _densify(attrs["sparse_value"].sparse_tensor, model.base)
+        return densify(attrs["sparse_value"].sparse_tensor, model.base)
     for name, dtype in (("value_float", "f4"), ("value_floats", "f4"), ("value_int", "i8")):
         if name in attrs:
             return np.array(helper.get_attribute_value(attrs[name]), dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,6 @@ def finish(
     symbols : mapping of str to str, optional
         The user's name of a symbolic dimension, by its name in the module.
     """
-    from dataclasses import replace
-
     _check_values(model)
     solved = solve_dimensions(model.inputs, shapes)
     if solved:
@@ -158,8 +157,6 @@ def _check_values(model: Model) -> None:
 
 
 def _bind_dimensions(model: Model, solved: Mapping[str, int]) -> Model:
-    from dataclasses import replace
-
     func = main_of(model.mod)
     free = {var.name: var for var in relax.analysis.free_symbolic_vars(func)}
     free.update({var.name: var for var in relax.analysis.defined_symbolic_vars(func)})
