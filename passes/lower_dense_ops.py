@@ -13,12 +13,14 @@ from tvm_ffi import structural_equal
 
 from ..schedules.x86.batch_matmul import batch_matmul
 from ..schedules.x86.dense_kernel import Dim, UnsupportedShapeError
+from ..schedules.x86.direct_conv import direct_conv2d
 from ..schedules.x86.layer_norm import layer_norm
 from ..schedules.x86.pooling import Window, pool2d
 from ..schedules.x86.reduce import reduce_last
 from ..schedules.x86.softmax import softmax
 from ..schedules.x86.transpose import permute_dims
 from ..targets import X86Machine
+from ..workload import Conv2dGeometry
 
 
 @dataclass
@@ -184,6 +186,32 @@ def _matmul(site: Site) -> Kernel:
     return Kernel(batch_matmul, (tuple(left), tuple(right), site.machine), (0, 1))
 
 
+def _conv2d(site: Site) -> Kernel:
+    attrs, (image, weight) = site.call.attrs, site.inputs
+    if (attrs.data_layout, attrs.kernel_layout) != ("NCHW", "OIHW") or (
+        attrs.out_layout or "NCHW"
+    ) != "NCHW":
+        raise UnsupportedShapeError(f"convolution in the layout {attrs.data_layout} has no kernel")
+    sizes = [dim for dim in (*image[1:], *weight) if isinstance(dim, int)]
+    if len(sizes) != 7:
+        raise UnsupportedShapeError("images of unknown size are left to TVM")
+    channels, height, width, out_channels, _, kernel_height, kernel_width = sizes
+    strides, padding, dilation = _ints(attrs.strides), _ints(attrs.padding), _ints(attrs.dilation)
+    geometry = Conv2dGeometry(
+        image[0] if isinstance(image[0], int) else None,
+        channels,
+        height,
+        width,
+        out_channels,
+        (kernel_height, kernel_width),
+        (strides[0], strides[1]),
+        (padding[0], padding[1], padding[2], padding[3]),
+        (dilation[0], dilation[1]),
+        int(attrs.groups),
+    )
+    return Kernel(direct_conv2d, (geometry, site.machine), (0, 1))
+
+
 # Operator -> how its kernel is chosen. What is not here, or is refused, stays with TVM.
 RULES: dict[str, Rule] = {
     "relax.nn.softmax": _softmax("softmax"),
@@ -199,6 +227,8 @@ RULES: dict[str, Rule] = {
     "relax.min": _reduce("min"),
     "relax.permute_dims": _permute,
     "relax.matmul": _matmul,
+    # Those with a weight that is worth more have been rewritten before.
+    "relax.nn.conv2d": _conv2d,
 }
 
 

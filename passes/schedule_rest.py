@@ -111,7 +111,7 @@ def _block_names(function: tirx.PrimFunc) -> list[str]:
 def _inline_all(schedule: Schedule) -> None:
     for name in _block_names(schedule.mod["main"]):
         block = schedule.get_sblock(name)
-        if _is_spatial(schedule.get(block)) and not _is_too_large(schedule, block):
+        if _is_spatial(schedule.get(block)) and not _should_stay(schedule, block):
             try:
                 schedule.compute_inline(block)
             except _REFUSALS:
@@ -123,10 +123,15 @@ def _is_spatial(block: Any) -> bool:
     return all(int(var.iter_type) == tirx.IterVar.DataPar for var in block.iter_vars)
 
 
-def _is_too_large(schedule: Schedule, block: Any) -> bool:
+def _should_stay(schedule: Schedule, block: Any) -> bool:
     consumers = schedule.get_consumers(block)
     if not consumers:
         return False
+    # A reduction reads each value many times, and a condition in it would stop vectorisation.
+    if any(not _is_spatial(schedule.get(c)) for c in consumers) and _nodes(
+        schedule.get(block).body, tvm.ir.Call
+    ):
+        return True
     buffer = _nodes(schedule.get(block).body, tirx.BufferStore)[0].buffer
     uses = sum(
         sum(load.source.same_as(buffer) for load in _nodes(schedule.get(c).body, tvm.ir.TensorLoad))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm_sparse.schedules.x86.dense_kernel import UnsupportedShapeError
 from tvm_sparse.schedules.x86.depthwise import depthwise_conv2d
+from tvm_sparse.schedules.x86.direct_conv import direct_conv2d
 from tvm_sparse.schedules.x86.pooling import Window, pool2d
 
 from tvm_sparse.workload import Conv2dGeometry, Epilogue, EpilogueOp, EpilogueRef
@@ -107,6 +108,31 @@ def test_depthwise_takes_several_outputs_per_input_channel():
 
 def test_depthwise_with_the_kernel_taller_than_the_image():
     check_depthwise(8, image((1, 2, 2, 3)), Window((5, 5), padding=(3, 3, 3, 3)))
+
+
+@LANES
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("groups", "channels"), [(1, (3, 4)), (2, (6, 4)), (4, (8, 12))])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_grouped_convolution_agrees_with_float64(lanes, kernel, groups, channels, symbolic):
+    window = Window((kernel, kernel), padding=(kernel // 2,) * 4)
+    x = image((2, channels[0], 5, 9))
+    depth = channels[0] // groups
+    w = np.random.default_rng(1).standard_normal((channels[1], depth, kernel, kernel))
+    w = w.astype("float32")
+    geometry = Conv2dGeometry(None if symbolic else 2, channels[0], 5, 9, channels[1],
+                              window.kernel, padding=window.padding, groups=groups)  # fmt: skip
+    view = windows(x, window, 0.0).reshape(2, groups, depth, 5, 9, kernel, kernel)
+    split = w.reshape(groups, -1, depth, kernel, kernel)
+    want = np.einsum("ngcijkl,gockl->ngoij", view, split).reshape(2, channels[1], 5, 9)
+    size = np.einsum("ngcijkl,gockl->ngoij", abs(view), abs(split)).reshape(want.shape)
+    got = run(direct_conv2d(geometry, machine(lanes)), lanes, [x, w], want.shape)
+    assert np.all(np.abs(got - want) <= EPS * (depth * kernel**2 + 3) * size)
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(UnsupportedShapeError, match="do not divide"):
+        direct_conv2d(Conv2dGeometry(1, 4, 8, 8, 4, (3, 3), groups=3), machine(8))
 
 
 @pytest.mark.parametrize(
