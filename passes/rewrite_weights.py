@@ -47,7 +47,8 @@ def rewrite_weights(
     """
     function = model.mod["main"]
     module, symbols = _add_functions(model.mod, calls)
-    starts, dropped = {}, set()
+    starts: dict[int, FusedSite] = {}
+    dropped: set[int] = set()
     for fused_site in sites:
         if fused_site.site.binding in calls:
             starts[fused_site.fused.result] = fused_site

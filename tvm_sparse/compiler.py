@@ -302,7 +302,7 @@ def _report(
         layers.append(
             replace(
                 layer,
-                format=decision.format,
+                format=decision.format if decision.is_sparse else "dense",
                 kernel=decision.kernel,
                 config=_reported_config(site, decision),
                 source=decision.source,
@@ -341,7 +341,7 @@ def _checked(
     for layer in report.layers:
         found = checks.get(layer.name)
         if found is not None:
-            layer = replace(layer, error=found.max_error, error_bound=found.max_ratio)
+            layer = replace(layer, error=found.max_error, error_share=found.max_ratio)
         layers.append(layer)
     return replace(report, layers=tuple(layers))
 

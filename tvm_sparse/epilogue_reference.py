@@ -143,6 +143,7 @@ def evaluate64(
         The result, and what float32 may differ by.
     """
     nodes: list[Bounded] = []
+    exact = np.zeros(())
 
     def operand(ref: EpilogueRef) -> Bounded:
         if ref.kind == "acc":
@@ -150,9 +151,9 @@ def evaluate64(
         if ref.kind == "node":
             return nodes[ref.index]
         if ref.kind == "scalar":
-            return np.float64(np.float32(ref.value)), np.float64(0.0)
+            return np.asarray(np.float32(ref.value), np.float64), exact
         values = channels[ref.index] if ref.kind == "channel" else tensors[ref.index]
-        return values.astype(np.float64), np.float64(0.0)
+        return values.astype(np.float64), exact
 
     with np.errstate(invalid="ignore", over="ignore"):
         for op in epilogue.ops:

@@ -44,8 +44,9 @@ class LayerReport:
         Microseconds a call: of the chosen kernel as planned, of the dense one, and as measured.
     bytes_dense, bytes_packed : int or None
         The weight before and after.
-    error, error_bound : float or None
-        Largest difference from the dense layer, and what rounding may explain.
+    error, error_share : float or None
+        Largest difference from the dense layer in float64, and as a share of its derived bound:
+        below one, rounding explains it.
     """
 
     name: str
@@ -66,7 +67,7 @@ class LayerReport:
     bytes_dense: int | None = None
     bytes_packed: int | None = None
     error: float | None = None
-    error_bound: float | None = None
+    error_share: float | None = None
 
     @property
     def is_sparse(self) -> bool:
@@ -273,14 +274,14 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("dense size", "bytes_dense", format_bytes, number=True),
     _Column("packed size", "bytes_packed", format_bytes, number=True),
     _Column("error", "error", "{:.1e}".format, number=True),
-    _Column("bound", "error_bound", "{:.1e}".format, number=True),
+    _Column("of its bound", "error_share", "{:.2f}".format, number=True),
 )
 
 
 # What a narrow terminal does without, the first first; JSON has it all.
 _EXPENDABLE = (
     "nnz",
-    "error_bound",
+    "error_share",
     "dtype",
     "bytes_dense",
     "config",
@@ -398,7 +399,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_FLOATS = ("density", "expected_us", "dense_us", "measured_us", "error", "error_bound")
+_FLOATS = ("density", "expected_us", "dense_us", "measured_us", "error", "error_share")
 
 
 def _layer(entry: Mapping[str, Any]) -> LayerReport:

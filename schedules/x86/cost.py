@@ -93,7 +93,7 @@ def _extent(workload: Workload, lanes: int, nt: int) -> _Extent:
 def _movement(workload: Workload, lanes: int, extent: _Extent, rows: int, columns: int) -> float:
     """Cycles to pack activations and to store results."""
     c = DEFAULT
-    packed = extent.vectors * columns
+    packed = float(extent.vectors * columns)
     if isinstance(workload.geometry, Conv2dGeometry):
         # A copy of a short row of pixels moves fewer than `lanes` of them.
         fill = min(1.0, workload.geometry.out_width / lanes)

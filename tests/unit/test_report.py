@@ -31,7 +31,7 @@ SPARSE = LayerReport(
     bytes_dense=9437184,
     bytes_packed=1300000,
     error=1e-6,
-    error_bound=1e-5,
+    error_share=0.01,
 )
 DENSE = replace(
     SPARSE,

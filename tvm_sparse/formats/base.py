@@ -50,7 +50,10 @@ class PackedWeight:
 class SparseFormat(Protocol):
     """A way to lay out a weight matrix; instances are frozen and hold no weight."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Key in `formats.FORMATS`."""
+        ...
 
     def supports(self, weight: np.ndarray, config: Mapping[str, Any]) -> Match:
         """Tell whether `weight` [rows, columns] can be packed with `config`."""

@@ -57,7 +57,7 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
         layer_names={identifiers[name]: layers.get(name, name) for name in weights},
         inputs=inputs,
         outputs=(),
-        source=f"ONNX {model.title}",
+        source=model.title,
     )
     return finish(loaded, output_names=outputs, symbols=symbols)
 
