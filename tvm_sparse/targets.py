@@ -34,6 +34,8 @@ class X86Machine:
         Data cache of one core.
     threads : int
         Threads that a compiled module is planned for.
+    gigahertz : float
+        Clock that turns estimated cycles into time: nominal, or measured by `calibration`.
     """
 
     mcpu: str
@@ -42,6 +44,7 @@ class X86Machine:
     l1_bytes: int = 48 << 10
     l2_bytes: int = 1 << 20
     threads: int = 1
+    gigahertz: float = 4.0
 
 
 def resolve_target(target: TargetLike) -> Any:

@@ -1,14 +1,15 @@
-"""What the x86 kernels cost, in cycles of one core: a roofline with the loops' overhead.
+"""What the x86 kernels cost, in cycles of one core: how often each event happens, times its price.
 
-The coefficients were fitted to measurements by `benchmarks/fit_cost.py` and hold for wide
-out-of-order cores (two FMA, two loads a cycle). They rank candidates; `core_gigahertz` scales them
-to the machine at hand.
+The prices were fitted by `benchmarks/fit_cost.py`, which measures the kernels and solves for them;
+they hold for wide out-of-order cores (two multiply-adds and two loads a cycle). They rank
+candidates on a machine, and `X86Machine.gigahertz` turns them into time there.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 from ...profile import SparsityProfile
@@ -21,48 +22,77 @@ from .panel_kernel import split_columns
 SYMBOLIC_TOKENS = 128
 SYMBOLIC_BATCH = 1
 
+# Starting and joining a parallel loop, and what a core reaches beside others.
+_FORK_MICROSECONDS = 4.0
+_PARALLEL_EFFICIENCY = 0.93
+
 
 @dataclass(frozen=True)
-class Coefficients:
+class Prices:
     """Cycles per event.
 
     Attributes
     ----------
     fma : float
-        One vector multiply-add with its broadcast operand in a register.
+        One vector multiply-add of the sparse kernel.
     nonzero : float
-        Fetching one weight value, whatever the number of vectors it meets.
+        Fetching one weight value, however many vectors it meets.
     column : float
-        One column of a register tile: index, address, loop.
+        One column of a register tile: its index, its address, its turn of the loop.
+    load : float
+        One vector of activations loaded for a column.
     loop : float
         One loop over the columns of a mask, with its mispredicted end.
     mask : float
         Looking at one mask, empty or not.
     tile : float
-        Loading and storing one accumulator vector between blocks.
-    pack, store : float
-        Moving one vector of activations into a panel; of results out of it.
-    gemv : float
-        One vector multiply-add whose weight vector comes from L2 or memory.
+        One accumulator vector loaded and stored between blocks.
+    pack, copy : float
+        One vector of activations put into a panel, by transposing or by copying.
+    store, write : float
+        One vector of results stored, by transposing or straight from the registers.
+    dense_fma : float
+        One vector multiply-add of the dense kernel, as its tile allows.
+    weight_line : float
+        One cache line of weights fetched, for a layer whose weights come from beyond L2.
+    unit : float
+        One panel of activations begun.
     """
 
     fma: float = 0.52
     nonzero: float = 0.45
-    column: float = 1.2
-    loop: float = 9.0
+    column: float = 0.9
+    load: float = 0.5
+    loop: float = 8.0
     mask: float = 0.7
-    tile: float = 1.6
+    tile: float = 1.2
     pack: float = 2.2
+    copy: float = 1.1
     store: float = 3.5
-    gemv: float = 1.35
+    write: float = 1.2
+    dense_fma: float = 1.04
+    weight_line: float = 2.5
+    unit: float = 400.0
 
 
-DEFAULT = Coefficients()
+PRICES = Prices()
+
+Events = Mapping[str, float]
 
 
-def core_gigahertz() -> float:
-    """Clock that turns cycles into time where nothing was measured."""
-    return 4.0
+def cycles(events: Events) -> float:
+    """Sum up events by their prices."""
+    prices = asdict(PRICES)
+    return sum(prices[name] * count for name, count in events.items())
+
+
+def microseconds(events: Events, workload: Workload, machine: X86Machine, config: Config) -> float:
+    """Turn events into time on the threads that the configuration uses."""
+    threads = max(1, min(int(config.get("threads", 1)), workload.threads))
+    one_core = cycles(events) / (machine.gigahertz * 1e3)
+    if threads == 1:
+        return one_core
+    return one_core / (threads * _PARALLEL_EFFICIENCY) + _FORK_MICROSECONDS
 
 
 @dataclass(frozen=True)
@@ -71,7 +101,6 @@ class _Extent:
 
     panels: int
     vectors: int
-    columns: int
 
 
 def _extent(workload: Workload, lanes: int, nt: int) -> _Extent:
@@ -84,53 +113,50 @@ def _extent(workload: Workload, lanes: int, nt: int) -> _Extent:
         images = (geometry.batch or SYMBOLIC_BATCH) * geometry.groups
     tiles = split_columns(columns, nt, lanes)
     return _Extent(
-        images * tiles.total,
-        images * (tiles.full * tiles.nt + tiles.rest * tiles.nt_rest),
-        images * columns,
+        images * tiles.total, images * (tiles.full * tiles.nt + tiles.rest * tiles.nt_rest)
     )
 
 
-def _movement(workload: Workload, lanes: int, extent: _Extent, rows: int, columns: int) -> float:
-    """Cycles to pack activations and to store results."""
-    c = DEFAULT
-    packed = float(extent.vectors * columns)
-    if isinstance(workload.geometry, Conv2dGeometry):
-        # A copy of a short row of pixels moves fewer than `lanes` of them.
-        fill = min(1.0, workload.geometry.out_width / lanes)
-        pointwise = workload.geometry.kernel == (1, 1)
-        packed *= c.pack * (0.5 if pointwise else 1.0) / max(fill, 0.4)
-        return packed + extent.vectors * rows * 1.2
-    return packed * c.pack + extent.vectors * rows * c.store
+def _movement(workload: Workload, lanes: int, extent: _Extent, parts: int) -> dict[str, float]:
+    """Count what packs activations and stores results; every range of rows packs for itself."""
+    geometry = workload.geometry
+    assert geometry is not None
+    rows, columns = geometry.weight_shape
+    packed = float(extent.vectors * columns * parts)
+    if isinstance(geometry, MatmulGeometry):
+        return {"pack": packed, "store": float(extent.vectors * rows), "unit": float(extent.panels)}
+    stored = float(extent.vectors * (rows // geometry.groups))
+    if geometry.kernel != (1, 1):
+        # A copy ends with its row of pixels, so that short rows fill only part of a vector.
+        packed /= max(
+            0.3, min(1.0, geometry.out_width / (lanes * math.ceil(geometry.out_width / lanes)))
+        )
+    return {"copy": packed, "write": stored, "unit": float(extent.panels)}
 
 
-def _threads(workload: Workload, config: Config) -> int:
-    return min(int(config.get("threads", 1)), workload.threads) or 1
-
-
-def sparse_cycles(
+def sparse_events(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
-) -> float:
-    """Estimate the register-tiled kernel on one core."""
-    c = DEFAULT
+) -> Events:
+    """Count the events of the register-tiled kernel."""
     rows, columns = profile.shape
     mr, kb, nt = int(config["mr"]), int(config["kb"]), int(config["nt"])
     extent = _extent(workload, machine.lanes, nt)
     panels, blocks = math.ceil(rows / mr), math.ceil(columns / kb)
-    density = profile.density
-    union, loops = _mask_statistics(round(density, 4), mr, min(kb, columns))
+    union, loops = _mask_statistics(round(profile.density, 4), mr, min(kb, columns))
     groups = panels * blocks
-    per_panel = (
-        c.nonzero * profile.nnz
-        + c.column * union * panels * columns
-        + groups * (c.loop * loops + c.mask * (1 << mr))
-    )
-    per_vector = (
-        c.fma * profile.nnz
-        + 0.5 * union * panels * columns
-        + (c.tile * groups * mr if blocks > 1 else 0.0)
-    )
-    work = extent.panels * per_panel + extent.vectors * per_vector
-    return work + _movement(workload, machine.lanes, extent, rows, columns)
+    touched = union * panels * columns
+    packed_lines = (4 * profile.nnz + 2 * touched + 2 * groups * (1 << mr)) / 64
+    return {
+        **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
+        "fma": float(extent.vectors * profile.nnz),
+        "nonzero": float(extent.panels * profile.nnz),
+        "column": extent.panels * touched,
+        "load": extent.vectors * touched,
+        "loop": extent.panels * groups * loops,
+        "mask": float(extent.panels * (groups << mr)),
+        "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
+        "weight_line": _beyond_cache(packed_lines, machine),
+    }
 
 
 @lru_cache(maxsize=4096)
@@ -148,39 +174,42 @@ def _mask_statistics(density: float, mr: int, kb: int) -> tuple[float, float]:
     return max(union * 0.88, density), loops
 
 
-def dense_cycles(workload: Workload, machine: X86Machine, config: Config) -> float:
-    """Estimate the dense panel kernel on one core."""
+def _beyond_cache(lines: float, machine: X86Machine) -> float:
+    """Lines that do not stay in half of L2 from one call to the next."""
+    return lines if lines * 64 > machine.l2_bytes / 2 else 0.0
+
+
+def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
+    """Count the events of the dense panel kernel."""
     assert workload.geometry is not None
     rows, columns = workload.geometry.weight_shape
     mr, nt = int(config["mr"]), int(config["nt"])
     extent = _extent(workload, machine.lanes, nt)
-    groups = getattr(workload.geometry, "groups", 1)
-    rows_per_group = rows // groups
-    padded = math.ceil(rows_per_group / mr) * mr
+    rows //= getattr(workload.geometry, "groups", 1)
+    padded = math.ceil(rows / mr) * mr
     # Fewer than eight accumulators cannot hide the latency of a multiply-add.
     latency = max(1.0, 8 / (mr * nt))
     loads = (mr + nt) / (mr * nt)
-    per_vector = padded * columns * max(0.5, loads / 2) * latency
-    work = extent.vectors * per_vector * 1.04
-    return work + _movement(workload, machine.lanes, extent, rows_per_group, columns)
+    return {
+        **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
+        "dense_fma": extent.vectors * padded * columns * max(0.5, loads / 2) * latency,
+        "weight_line": _beyond_cache(padded * columns / 16, machine),
+    }
 
 
-def gemv_cycles(workload: Workload, machine: X86Machine) -> float:
-    """Estimate the kernel for a handful of tokens, bound by reading the weight."""
+def gemv_events(workload: Workload, machine: X86Machine) -> Events:
+    """Count the events of the kernel for a handful of tokens, bound by reading the weight."""
     assert isinstance(workload.geometry, MatmulGeometry)
     g = workload.geometry
     vectors = math.ceil(g.m / machine.lanes) * g.k
-    return vectors * max(DEFAULT.gemv, 0.55 * (g.n or SYMBOLIC_TOKENS))
+    lines = vectors * machine.lanes / 16
+    return {
+        "dense_fma": vectors * max(1.1, 0.5 * (g.n or SYMBOLIC_TOKENS)),
+        "weight_line": _beyond_cache(lines, machine),
+    }
 
 
-def depthwise_cycles(workload: Workload, machine: X86Machine) -> float:
-    """Estimate the depthwise kernel, bound by loads."""
+def depthwise_events(workload: Workload, machine: X86Machine) -> Events:
+    """Count the events of the depthwise kernel, bound by loads."""
     assert isinstance(workload.geometry, Conv2dGeometry)
-    return 1.5 * workload.geometry.macs(SYMBOLIC_BATCH) / machine.lanes
-
-
-def microseconds(cycles: float, workload: Workload, config: Config) -> float:
-    """Turn cycles of one core into time on the threads that the configuration uses."""
-    threads = _threads(workload, config)
-    share = cycles / (threads * 0.93 if threads > 1 else 1)
-    return share / (core_gigahertz() * 1e3) + (4.0 if threads > 1 else 0.0)
+    return {"dense_fma": 1.5 * workload.geometry.macs(SYMBOLIC_BATCH) / machine.lanes}

@@ -5,6 +5,7 @@ The right thing for few input channels per output: depthwise and grouped convolu
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -71,9 +72,9 @@ def direct_conv2d(
             emitter = _Emitter(
                 _flattened(geometry), machine, epilogue, (x, w, channels, tensors, y)
             )
-            planes = y.shape[0] * y.shape[1]
-            with outer_loop(planes, cost, machine.threads) as plane:
-                emitter.plane(plane)
+            blocks = y.shape[0] * (geometry.out_channels // emitter.block)
+            with outer_loop(blocks, cost, machine.threads) as block:
+                emitter.planes(block)
     return result[0]
 
 
@@ -96,6 +97,14 @@ def _flattened(geometry: Conv2dGeometry) -> Conv2dGeometry:
     return replace(geometry, in_height=1, in_width=width)
 
 
+def _channel_block(geometry: Conv2dGeometry) -> int:
+    """Give the output channels that share their loads of the input."""
+    per_group = geometry.out_channels // geometry.groups
+    if geometry.in_channels == geometry.groups:
+        return 1
+    return next(block for block in (4, 2, 1) if per_group % block == 0)
+
+
 class _Emitter:
     def __init__(
         self,
@@ -107,6 +116,7 @@ class _Emitter:
         self.geometry = geometry
         self.vectors = Vectors(machine.lanes)
         self.epilogue = epilogue
+        self.block = _channel_block(geometry)
         self.x, self.w, self.channels, self.tensors, self.y = tensors
         self.window = WindowRow(
             self.vectors,
@@ -116,12 +126,16 @@ class _Emitter:
             stride=geometry.strides[1],
             dilation=geometry.dilation[1],
             left=geometry.padding[1],
-            most=machine.registers // 2 - 2,
+            # Accumulators, one input vector and a weight fill the registers.
+            most=max(1, (machine.registers - 4) // self.block)
+            if self.block > 1
+            else machine.registers // 2 - 2,
         )
 
-    def plane(self, plane: Any) -> None:
-        """Emit one output channel of one image."""
+    def planes(self, block: Any) -> None:
+        """Emit one block of output channels of one image."""
         g = self.geometry
+        plane = block * self.block
         channel = T.floormod(plane, T.int64(g.out_channels))
         image = T.floordiv(plane, T.int64(g.out_channels))
         group = T.floordiv(channel, T.int64(g.out_channels // g.groups))
@@ -136,8 +150,8 @@ class _Emitter:
         self, plane: Any, channel: Any, x_base: Any, row: Any, first: Any, numbers: list[int]
     ) -> None:
         g, vectors = self.geometry, self.vectors
-        sums = [vectors.register() for _ in numbers]
-        for register in sums:
+        sums = [[vectors.register() for _ in numbers] for _ in range(self.block)]
+        for register in itertools.chain(*sums):
             vectors.store(register, vectors.zero())
         begin, end, top = valid_taps(row, g.in_height, g.kernel[0], g.strides[0], g.dilation[0],
                                      g.padding[0])  # fmt: skip
@@ -145,12 +159,17 @@ class _Emitter:
         with B.serial(0, T.int64(depth)) as c, B.serial(begin, end) as tap:
             x_row = x_base + ((c * g.in_height) + top + tap * g.dilation[0]) * g.in_width
             w_row = ((channel * depth + c) * g.kernel[0] + tap) * g.kernel[1]
-            for register, number in zip(sums, numbers, strict=True):
+            for position, number in enumerate(numbers):
                 for column, value in self.window.loads(self.x.flat, x_row, first, number):
-                    weight = vectors.splat(self.w.flat[w_row + column])
-                    vectors.store(register, vectors.load(register) + weight * value)
-        for register, number in zip(sums, numbers, strict=True):
-            self._store(plane, channel, row, register, first, number)
+                    shared = value if self.block == 1 else vectors.keep(value)
+                    for k, registers in enumerate(sums):
+                        step = k * depth * g.kernel[0] * g.kernel[1]
+                        weight = vectors.splat(self.w.flat[w_row + step + column])
+                        total = vectors.load(registers[position]) + weight * shared
+                        vectors.store(registers[position], total)
+        for k, registers in enumerate(sums):
+            for register, number in zip(registers, numbers, strict=True):
+                self._store(plane + k, channel + k, row, register, first, number)
 
     def _store(
         self, plane: Any, channel: Any, row: Any, register: Any, first: Any, number: int

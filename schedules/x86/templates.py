@@ -107,8 +107,8 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
         width = nt * machine.lanes
         kb = block_length(columns, width, _DENSE_BLOCK, machine.lanes)
         config = {"mr": min(mr, rows // groups), "nt": nt, "kb": kb, "groups": groups}
-        cycles = cost.dense_cycles(workload, machine, config)
-        one_core = cost.microseconds(cycles, workload, {})
+        events = cost.dense_events(workload, machine, config)
+        one_core = cost.microseconds(events, workload, machine, {})
         configs.append(_with_threads(config, workload, machine, one_core))
     return configs
 
@@ -204,26 +204,27 @@ def _supports_depthwise(workload: Workload, machine: X86Machine) -> Match:
 def _sparse_estimate(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> float:
-    cycles = cost.sparse_cycles(workload, machine, profile, config)
-    return cost.microseconds(cycles, workload, config)
+    events = cost.sparse_events(workload, machine, profile, config)
+    return cost.microseconds(events, workload, machine, config)
 
 
 def _dense_estimate(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> float:
-    return cost.microseconds(cost.dense_cycles(workload, machine, config), workload, config)
+    events = cost.dense_events(workload, machine, config)
+    return cost.microseconds(events, workload, machine, config)
 
 
 def _gemv_estimate(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> float:
-    return cost.microseconds(cost.gemv_cycles(workload, machine), workload, config)
+    return cost.microseconds(cost.gemv_events(workload, machine), workload, machine, config)
 
 
 def _depthwise_estimate(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> float:
-    return cost.microseconds(cost.depthwise_cycles(workload, machine), workload, config)
+    return cost.microseconds(cost.depthwise_events(workload, machine), workload, machine, config)
 
 
 def _gemv_space(workload: Workload, machine: X86Machine) -> list[Config]:
