@@ -123,6 +123,7 @@ def simplify_graph(model: OnnxModel) -> None:
     _refuse_undefined(model)
     _explicit_padding(model)
     _scale_gemm(model)
+    _split_clips(model)
     _drop_dead(model)
 
 
@@ -453,6 +454,35 @@ def _scale_operand(model: OnnxModel, node: onnx.NodeProto, attribute: str, index
     model.constants[scaled] = (value.astype(np.float64) * found.f).astype(value.dtype)
     node.input[index] = scaled
     node.attribute.remove(found)
+
+
+def _split_clips(model: OnnxModel) -> None:
+    """Write a Clip between constants as Max and Min.
+
+    The importer turns Clip into functions of its own that ask the bounds whether they are NaN;
+    nothing can be fused with those.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        bounds = [name for name in node.input[1:] if name]
+        known = [model.constants.get(name) for name in bounds]
+        if node.op_type != "Clip" or not bounds or not all(_is_finite(value) for value in known):
+            nodes.append(node)
+            continue
+        value = node.input[0]
+        steps = [("Max", 1), ("Min", 2)]
+        steps = [(op, i) for op, i in steps if len(node.input) > i and node.input[i]]
+        for op, index in steps:
+            last = index == steps[-1][1]
+            result = node.output[0] if last else f"{node.output[0]}/{op}"
+            name = f"{node.name}/{op}" if node.name else ""
+            nodes.append(helper.make_node(op, [value, node.input[index]], [result], name=name))
+            value = result
+    _replace_nodes(model.graph, nodes)
+
+
+def _is_finite(value: np.ndarray | None) -> bool:
+    return value is not None and value.size == 1 and not np.isnan(value).any()
 
 
 def compile_time_constants(model: OnnxModel) -> set[str]:
