@@ -15,8 +15,8 @@ import tvm
 from tvm import relax
 
 from . import __version__
-from .cpu_features import missing_features, required_features
-from .deploy import export
+from .cpu_features import required_features
+from .deploy import export, wrap_executable
 from .errors import PlanError
 from .manifest import Manifest
 from .model import Model
@@ -155,15 +155,18 @@ def compile(
     lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
     report = _report(model, sites, the_plan, lowered, machine)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
-    library = executable.jit()
-    exporter = partial(export, executable)
-    if check and not missing_features(manifest.cpu_features):
-        module = CompiledModule(library, manifest, machine.threads)
-        report = _checked(model, sites, lowered, library, module, report, progress)
+    module = wrap_executable(executable, manifest, machine.threads)
+    if check and module.refusal is None:
+        report = _checked(model, sites, lowered, module, report, progress)
+    else:
+        why = module.refusal or "the caller asked for no check"
+        report = replace(
+            report, notes=(*report.notes, f"not checked against the dense model: {why}")
+        )
     totals = {**report.totals, "compile_seconds": round(time.perf_counter() - started, 2)}
     report = replace(report, totals=totals)
     manifest = replace(manifest, report=json.loads(report.to_json()))
-    return CompiledModule(library, manifest, machine.threads, partial(exporter, manifest))
+    return module.described_by(manifest, partial(export, executable, manifest))
 
 
 def build(
@@ -330,13 +333,12 @@ def _checked(
     model: Model,
     sites: Sequence[FusedSite],
     lowered: Lowered,
-    library: Any,
     module: CompiledModule,
     report: Report,
     progress: Progress,
 ) -> Report:
     """Check the module, and write each layer's error into the report."""
-    checks = verify(model, sites, lowered, library, module, progress)
+    checks = verify(model, sites, lowered, module, progress)
     layers = []
     for layer in report.layers:
         found = checks.get(layer.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import importlib.util
 import json
@@ -121,12 +122,25 @@ class CompiledModule:
         self._exporter = exporter
         self._lock = threading.Lock()
         self._staging = [_Staging() for _ in manifest.inputs]
-        self._refusal = refusal
+        self.library, self._refusal = library, refusal
         if refusal is None:
             load_runtime()
             self._machine = library["vm_load_executable"]()
             self._machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
             self._main = self._machine["main"]
+
+    def described_by(
+        self, manifest: Manifest, exporter: Callable[[Path], None] | None
+    ) -> CompiledModule:
+        """Return the same running module under another manifest; the two share one lock."""
+        module = copy.copy(self)
+        module.manifest, module._exporter = manifest, exporter
+        return module
+
+    @property
+    def refusal(self) -> str | None:
+        """Why this machine cannot run the module; None when it can."""
+        return self._refusal
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

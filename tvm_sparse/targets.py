@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .cpu_features import missing_features, required_features
 from .errors import TargetError
 
 TargetLike = str | Mapping[str, Any] | Any
@@ -56,7 +57,6 @@ def resolve_target(target: TargetLike) -> Any:
         When the name is unknown or TVM rejects the description.
     """
     import tvm
-    from tvm.target import codegen
 
     if isinstance(target, tvm.target.Target):
         return target
@@ -67,7 +67,7 @@ def resolve_target(target: TargetLike) -> Any:
             except json.JSONDecodeError as error:
                 raise TargetError(f"the target is not valid JSON: {error}") from None
         elif target in ("native", "llvm"):
-            target = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}
+            target = _native()
         elif target in SHORT_NAMES:
             target = {"kind": "llvm", "mcpu": SHORT_NAMES[target]}
         else:
@@ -80,6 +80,18 @@ def resolve_target(target: TargetLike) -> Any:
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise TargetError(f"TVM does not accept the target {target}: {lines[-1]}") from None
+
+
+def _native() -> dict[str, Any]:
+    """Describe this machine: its processor, without what a virtual machine hides of it."""
+    import tvm
+    from tvm.target import codegen
+
+    target = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}
+    hidden = missing_features(required_features(tvm.target.Target(target)))
+    if hidden:
+        target["mattr"] = [f"-{feature}" for feature in hidden]
+    return target
 
 
 def machine_of(target: Any, threads: int | None = None) -> X86Machine:

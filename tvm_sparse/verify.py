@@ -26,7 +26,6 @@ def verify(
     model: Model,
     sites: Sequence[FusedSite],
     lowered: Lowered,
-    library: Any,
     module: CompiledModule,
     progress: Progress,
 ) -> dict[str, LayerCheck]:
@@ -36,10 +35,8 @@ def verify(
     ----------
     model, sites, lowered
         What was compiled.
-    library : tvm_ffi.Module
-        Holds the kernels by symbol.
     module : CompiledModule
-        The whole.
+        The whole, fresh from the compiler: its library holds the kernels by symbol.
 
     Returns
     -------
@@ -61,7 +58,9 @@ def verify(
             phase.step(fused.site.name)
             call = lowered.calls[fused.site.binding]
             capture = reference.captures[fused.site.binding]
-            checks[fused.site.name] = _check_layer(model, fused, call, capture, library, number)
+            checks[fused.site.name] = _check_layer(
+                model, fused, call, capture, module.library, number
+            )
     check_layers(list(checks.values()))
     outputs = module(*inputs)
     check_outputs(

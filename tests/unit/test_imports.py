@@ -15,8 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the bottom up: a module imports from its own layer and from those above it in this table.
 # A name stands for the module, or the package with all that is in it, under tvm_sparse.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("plain data", ("errors", "files", "workload", "targets", "model", "progress", "report")),
-    ("runtime", ("cpu_features", "manifest", "runtime")),
+    (
+        "plain data",
+        ("errors", "files", "workload", "cpu_features", "targets", "model", "progress", "report"),
+    ),
+    ("runtime", ("manifest", "runtime")),
     ("zeros", ("profile", "formats")),
     ("operators", ("ops",)),
     ("kernels", ("schedules",)),
