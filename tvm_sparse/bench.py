@@ -400,10 +400,12 @@ def _measure_apart(job: Mapping[str, Any], folder: Path, progress: Progress) -> 
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
     }
+    # Not in the caller's folder: from a checkout, Python would import the half of the package that
+    # lies there instead of the installed one.
     command = [sys.executable, "-m", "tvm_sparse.bench", str(job_path)]
     with open(folder / "log.txt", "w+") as log, progress.phase(f"bench {job['name']}") as phase:
         worker = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment, cwd=folder
         )
         try:
             assert worker.stdout is not None
