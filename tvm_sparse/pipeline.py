@@ -18,7 +18,7 @@ from .passes.collect_weights import FusedSite
 from .passes.lower_dense_ops import LowerDenseOps
 from .passes.rewrite_weights import KernelCall, rewrite_weights
 from .passes.schedule_rest import ScheduleRest
-from .planner import Decision, Plan, template_named
+from .planner import Decision, Plan, check_config, template_named
 from .progress import Progress
 from .schedules.base import matrix_view
 from .targets import X86Machine
@@ -65,12 +65,20 @@ def lower_model(
     calls: dict[str, KernelCall] = {}
     layers: dict[str, list[str]] = defaultdict(list)
     packed_bytes: dict[str, int] = {}
+    known = {fused_site.site.name for fused_site in sites}
+    for name in [d.name for d in plan.decisions if d.name not in known]:
+        raise PlanError(f"the plan has a layer '{name}', which this model lacks")
     with progress.phase("pack weights", total=len(sites)) as phase:
         for fused_site in sites:
             decision = plan.decision(fused_site.site.name)
             phase.step(decision.name)
             if decision.kernel == "tvm":
                 continue
+            if fused_site.site.refusal:
+                raise PlanError(
+                    f"layer '{decision.name}' cannot run on '{decision.kernel}': "
+                    f"{fused_site.site.refusal}"
+                )
             weight = model.params[fused_site.site.param]
             packed, call = builder.build(fused_site, decision, weight)
             calls[fused_site.site.binding] = call
@@ -98,6 +106,8 @@ def late_passes(machine: X86Machine, target: Any) -> Any:
             LowerDenseOps(machine),
             *stock.library_dispatch_passes(target),
             relax.transform.LegalizeOps(),
+            # Before fusion: a reshape is a view, until it is fused with another one and copies.
+            relax.transform.RewriteDataflowReshape(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
@@ -128,6 +138,7 @@ class _KernelBuilder:
             raise PlanError(
                 f"layer '{decision.name}' cannot run on '{decision.kernel}': {match.reason}"
             )
+        check_config(decision.name, template, workload, self.machine, decision.config)
         view = matrix_view(weight, workload.op)
         weight_format = FORMATS[template.format]
         try:
@@ -138,7 +149,7 @@ class _KernelBuilder:
             key = (template.name, workload, _freeze(decision.config), _freeze(packed.config))
             if key not in self._functions:
                 self._functions[key] = (
-                    self._new_symbol(decision.op, decision.format),
+                    self._new_symbol(workload.op, template.format),
                     template.build(workload, self.machine, packed, decision.config),
                 )
         except (KeyError, TypeError, ValueError) as error:

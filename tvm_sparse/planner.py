@@ -23,6 +23,13 @@ VERSION = 1
 # Formats that hold every element, zero or not.
 DENSE_FORMATS: frozenset[str] = frozenset({"dense", "plain"})
 
+# What a configuration that was written by hand may hold. More accumulators than this only spill.
+_LARGEST = 65535
+_ACCUMULATORS = 128
+
+# Keys that follow from the layer or the processor, so that another value is wrong code.
+_FIXED: dict[str, tuple[str, ...]] = {"dense_panels": ("groups",), "gemv": ("mr", "groups")}
+
 # A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.
 _MARGIN = 0.92
 
@@ -158,12 +165,23 @@ def _plan_from(data: Any) -> Plan:
         plan = Plan(dict(data["target"]), int(data["threads"]), str(data["digest"]), decisions)
     except (KeyError, TypeError, ValueError) as error:
         raise PlanError(f"the plan lacks or misspells a field: {error}") from None
+    if plan.threads < 1:
+        raise PlanError(f"the plan is for {plan.threads} threads; there must be one or more")
+    names = [decision.name for decision in plan.decisions]
     for decision in plan.decisions:
         _check_decision(decision)
+        if names.count(decision.name) > 1:
+            raise PlanError(f"the plan decides twice about the layer '{decision.name}'")
     return plan
 
 
 def _check_decision(decision: Decision) -> None:
+    for key in ("name", "op", "format", "kernel", "source", "reason"):
+        if not isinstance(getattr(decision, key), str):
+            raise PlanError(f"layer '{decision.name}': the field '{key}' is not a text")
+    for key in ("expected_us", "dense_us"):
+        if not isinstance(getattr(decision, key), (int, float, type(None))):
+            raise PlanError(f"layer '{decision.name}': the field '{key}' is not a number")
     if decision.kernel == "tvm":
         return
     template = template_named(decision.kernel)
@@ -189,6 +207,53 @@ def template_named(name: str) -> KernelTemplate:
             return template
     known = ", ".join(template.name for template in TEMPLATES)
     raise PlanError(f"no kernel is called '{name}'; there are {known}, and 'tvm'")
+
+
+def check_config(
+    name: str,
+    template: KernelTemplate,
+    workload: Workload,
+    machine: X86Machine,
+    config: Mapping[str, Any],
+) -> None:
+    """Refuse a configuration that the kernel cannot be built with.
+
+    Raises
+    ------
+    PlanError
+        When a key is missing, unknown or has a value that makes no kernel.
+    """
+    usual = template.space(workload, machine)[0]
+    where = f"layer '{name}': the configuration of '{template.name}'"
+    for key in [key for key in usual if key not in config]:
+        raise PlanError(f"{where} lacks '{key}'; it needs {', '.join(usual)}")
+    for key, value in config.items():
+        if key == "cluster" and isinstance(value, bool) and template.format == "register_tiled":
+            continue
+        if key not in usual:
+            raise PlanError(f"{where} has no '{key}'; it needs {', '.join(usual)}")
+        if type(value) is not int or not 1 <= value <= _LARGEST:
+            raise PlanError(f"{where} needs a number from 1 to {_LARGEST} as '{key}', not {value}")
+        if key in _FIXED.get(template.name, ()) and value != usual[key]:
+            raise PlanError(f"{where} has to have {usual[key]} as '{key}' here, not {value}")
+    _check_tile(where, workload, machine, config)
+
+
+def _check_tile(
+    where: str, workload: Workload, machine: X86Machine, config: Mapping[str, Any]
+) -> None:
+    assert workload.geometry is not None
+    columns, kb = workload.geometry.weight_shape[1], config.get("kb", machine.lanes)
+    if kb % machine.lanes and kb < columns:
+        raise PlanError(
+            f"{where} needs a multiple of {machine.lanes} (the vector width) as 'kb', or at least "
+            f"all {columns} columns, not {kb}"
+        )
+    if config.get("mr", 1) * config.get("nt", 1) > _ACCUMULATORS:
+        raise PlanError(
+            f"{where} asks for a tile of {config['mr']} x {config['nt']} vectors; at most "
+            f"{_ACCUMULATORS} are sensible"
+        )
 
 
 def decide(
