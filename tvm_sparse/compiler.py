@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
 from .pipeline import Lowered, late_passes, lower_model
-from .planner import Decision, Plan, decide
+from .planner import Decision, Plan, check_patterns, decide
 from .plugin import sparse_pipeline
 from .profile import SparsityProfile, profile_weight
 from .progress import Progress
@@ -96,7 +95,7 @@ def plan(
     resolved = resolve_target(target)
     machine = machine_of(resolved, threads)
     sites = [_with_threads(fused.site, machine) for fused in collect_weights(model)]
-    _check_patterns([*(force or {}), *forbid], [site.name for site in sites])
+    check_patterns([*(force or {}), *forbid], [site.name for site in sites])
     decisions = [
         decide(site, _profile(model, site), machine, force=force, forbid=forbid) for site in sites
     ]
@@ -249,12 +248,6 @@ def _target_data(target: Any) -> dict[str, Any]:
     return dict(
         json.loads(json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str))
     )
-
-
-def _check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise PlanError(f"no layer is called '{pattern}', and none matches it as a pattern")
 
 
 def _read_plan(source: Plan | str | None) -> Plan | None:

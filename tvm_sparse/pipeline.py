@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +62,7 @@ def lower_model(
         When the plan names another model's layers or a configuration that cannot be built.
     """
     progress = progress or Progress()
-    builder = _KernelBuilder(machine)
+    builder = _KernelBuilder(machine, [name.name_hint for name in model.mod.get_global_vars()])
     calls: dict[str, KernelCall] = {}
     layers: dict[str, list[str]] = defaultdict(list)
     packed_bytes: dict[str, int] = {}
@@ -122,10 +123,10 @@ def late_passes(machine: X86Machine, target: Any) -> Any:
 class _KernelBuilder:
     """Packs weights and builds kernels, one function for all layers that need the same."""
 
-    def __init__(self, machine: X86Machine) -> None:
+    def __init__(self, machine: X86Machine, taken: Collection[str]) -> None:
         self.machine = machine
         self._functions: dict[Any, tuple[str, Any]] = {}
-        self._symbols: dict[str, int] = defaultdict(int)
+        self._symbols = set(taken)
 
     def build(
         self, fused_site: FusedSite, decision: Decision, weight: np.ndarray
@@ -161,9 +162,10 @@ class _KernelBuilder:
         return packed, KernelCall(symbol, function, template.arguments(workload, packed))
 
     def _new_symbol(self, op: str, weight_format: str) -> str:
-        name = f"{weight_format}_{op}"
-        self._symbols[name] += 1
-        return f"{name}_{self._symbols[name]}"
+        names = (f"{weight_format}_{op}_{number}" for number in itertools.count(1))
+        symbol = next(name for name in names if name not in self._symbols)
+        self._symbols.add(symbol)
+        return symbol
 
 
 def _freeze(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

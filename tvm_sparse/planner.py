@@ -306,9 +306,27 @@ def decide(
     )
 
 
+def fits(pattern: str, names: Sequence[str]) -> bool:
+    """Tell whether a layer name or pattern (`fnmatch`) names one of the layers."""
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse patterns that name no layer.
+
+    Raises
+    ------
+    PlanError
+        For the first one.
+    """
+    for pattern in patterns:
+        if not fits(pattern, names):
+            raise PlanError(f"no layer is called '{pattern}', and none matches it as a pattern")
+
+
 def _forced(name: str, force: Mapping[str, str] | None) -> str | None:
     for pattern, wanted in (force or {}).items():
-        if name == pattern or fnmatch.fnmatchcase(name, pattern):
+        if fits(pattern, [name]):
             return wanted
     return None
 
@@ -361,7 +379,7 @@ def _choose(
             reason = refusals.get(wanted, f"there is no format '{wanted}'")
             raise PlanError(f"layer '{name}' cannot be {wanted}: {reason}")
         return options[0], "user", f"forced to {wanted}"
-    if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in forbid):
+    if any(fits(pattern, [name]) for pattern in forbid):
         return dense, "user", "kept dense by the user"
     if sparse is None:
         return dense, "model", refusals.get("register_tiled", "no sparse kernel takes it")

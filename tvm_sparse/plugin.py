@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 PIPELINE = "sparse"
+
+# The name of a module's `main` while another function takes its place.
+_ASIDE = "tvm_sparse_main_aside"
 
 
 def register() -> None:
@@ -28,10 +32,12 @@ def sparse_pipeline(
 ) -> Any:
     """Build the pass that takes the place of TVM's default Relax pipeline.
 
-    Weights are found where they are constants of a Relax function; a module built with free
-    parameters needs them bound first (`relax.build(..., params=...)` and `tvm_sparse.build(mod,
-    target, params)` do that). Layers are decided by the cost model. The target is the one in scope,
-    as for every TVM pipeline.
+    Weights are found where they are constants of a Relax function. Parameters that are free stay
+    inputs, and their layers dense: bind them first (`relax.transform.BindParams`; TVM's own
+    `relax.build(..., params=...)` does not), or use `tvm_sparse.build(mod, target, params)`. Layers
+    are decided by the cost model. The target is the one in scope, as for every TVM pipeline. A
+    function that cannot be rewritten, for example because it branches at run time, stays dense,
+    with a Python warning that says why.
 
     Parameters
     ----------
@@ -39,6 +45,7 @@ def sparse_pipeline(
         As for `tvm_sparse.plan`.
     """
     import tvm
+    import tvm.relax
 
     @tvm.transform.module_pass(opt_level=0, name="tvm_sparse.Pipeline")
     def run(mod: Any, _context: Any) -> Any:
@@ -46,10 +53,13 @@ def sparse_pipeline(
         from .targets import machine_of
 
         target = tvm.target.Target.current(allow_none=False)
-        machine = machine_of(target, threads)
+        rewriter = _Rewriter(target, threads, force or {}, forbid)
+        # The front end reads functions without functions inside, and so does TVM's own pipeline.
+        mod = tvm.relax.transform.LambdaLift()(mod)
         for name in _entry_functions(mod):
-            mod = _sparsify(mod, name, target, threads, force, forbid)
-        return late_passes(machine, target)(mod)
+            mod = rewriter.rewrite(mod, name)
+        rewriter.finish()
+        return late_passes(machine_of(target, threads), target)(mod)
 
     return run
 
@@ -67,38 +77,81 @@ def _entry_functions(mod: Any) -> list[str]:
     ]
 
 
-def _sparsify(
-    mod: Any,
-    name: str,
-    target: Any,
-    threads: int | None,
-    force: Mapping[str, str] | None,
-    forbid: Sequence[str],
-) -> Any:
-    """Rewrite one function, which the front end wants to be called `main`."""
-    from .compiler import plan
-    from .frontends.loading import load
-    from .passes.collect_weights import collect_weights
-    from .pipeline import lower_model
-    from .targets import machine_of
+class _Rewriter:
+    """Rewrites the functions of one module, and remembers which patterns fitted a layer."""
 
-    model = load(_renamed(mod, name, "main"))
-    decided = plan(model, target, threads=threads, force=force, forbid=forbid)
-    lowered = lower_model(model, collect_weights(model), decided, machine_of(target, threads))
-    return _renamed(lowered.mod, "main", name)
+    def __init__(
+        self,
+        target: Any,
+        threads: int | None,
+        force: Mapping[str, str],
+        forbid: Sequence[str],
+    ) -> None:
+        self.target, self.threads = target, threads
+        self.force, self.forbid = force, forbid
+        self._layers: list[str] = []
+
+    def rewrite(self, mod: Any, name: str) -> Any:
+        """Put kernels into one function, or say why it stays dense."""
+        from .errors import ModelError
+        from .frontends.loading import load
+
+        try:
+            model = load(_as_main(mod, name))
+        except ModelError as error:
+            warnings.warn(f"tvm_sparse leaves '{name}' dense: {error}", stacklevel=2)
+            return mod
+        return _back_to(self._lower(model), name)
+
+    def finish(self) -> None:
+        """Refuse patterns that fitted no layer of any function."""
+        from .planner import check_patterns
+
+        check_patterns([*self.force, *self.forbid], self._layers)
+
+    def _lower(self, model: Any) -> Any:
+        from .compiler import plan
+        from .passes.collect_weights import collect_weights
+        from .pipeline import lower_model
+        from .planner import fits
+        from .targets import machine_of
+
+        sites = collect_weights(model)
+        layers = [fused.site.name for fused in sites]
+        self._layers += layers
+        decided = plan(
+            model,
+            self.target,
+            threads=self.threads,
+            force={key: value for key, value in self.force.items() if fits(key, layers)},
+            forbid=[pattern for pattern in self.forbid if fits(pattern, layers)],
+        )
+        return lower_model(model, sites, decided, machine_of(self.target, self.threads)).mod
 
 
-def _renamed(mod: Any, old: str, new: str) -> Any:
-    """Rename a function that nothing calls, and forget which parameters were weights."""
+def _as_main(mod: Any, name: str) -> Any:
+    """Call a function `main`, as the front end wants it; another `main` gets out of its way."""
     import tvm
 
-    functions: dict[Any, Any] = {}
-    for name, function in mod.functions_items():
-        if name.name_hint == old:
-            # Parameters that are not bound are inputs here, whatever a front end said of them.
-            for attribute in ("num_input", "params"):
-                function = function.without_attr(attribute)
-            functions[tvm.ir.GlobalVar(new)] = function.with_attr("global_symbol", new)
-        else:
-            functions[name] = function
-    return tvm.IRModule(functions, attrs=mod.attrs)
+    from .passes.rename_functions import rename_functions
+
+    if name != "main":
+        mod = rename_functions(mod, {name: "main", "main": _ASIDE})
+    function = mod["main"]
+    # Parameters that are not bound are inputs here, whatever a front end said of them.
+    for attribute in ("num_input", "params"):
+        function = function.without_attr(attribute)
+    functions = {
+        known: function if known.name_hint == "main" else other
+        for known, other in mod.functions_items()
+    }
+    return tvm.IRModule(functions, attrs=mod.attrs, global_infos=mod.global_infos)
+
+
+def _back_to(mod: Any, name: str) -> Any:
+    """Undo `_as_main`."""
+    from .passes.rename_functions import rename_functions
+
+    if name == "main":
+        return mod
+    return rename_functions(mod, {"main": name, _ASIDE: "main"})
