@@ -286,12 +286,8 @@ def decide(
             raise PlanError(f"layer '{site.name}' cannot be {wanted}: {site.refusal}")
         return Decision(site.name, site.workload.op, "dense", "tvm", {}, "model", site.refusal)
     candidates, refusals = _candidates(site.workload, profile, machine)
-    dense = [c for c in candidates if c.format in DENSE_FORMATS]
-    sparse = [c for c in candidates if c.format not in DENSE_FORMATS]
-    best_dense, best_sparse = (_fastest(dense), _fastest(sparse))
-    chosen, source, reason = _choose(
-        site.name, profile, best_dense, best_sparse, refusals, force, forbid
-    )
+    best_dense = _fastest([c for c in candidates if c.format in DENSE_FORMATS])
+    chosen, source, reason = _choose(site.name, profile, candidates, refusals, force, forbid)
     return Decision(
         name=site.name,
         op=site.workload.op,
@@ -364,25 +360,26 @@ def _candidates(
 def _choose(
     name: str,
     profile: SparsityProfile,
-    dense: Candidate | None,
-    sparse: Candidate | None,
+    candidates: Sequence[Candidate],
     refusals: Mapping[str, str],
     force: Mapping[str, str] | None,
     forbid: Sequence[str],
 ) -> tuple[Candidate | None, str, str]:
+    dense = _fastest([c for c in candidates if c.format in DENSE_FORMATS])
+    sparse = _fastest([c for c in candidates if c.format not in DENSE_FORMATS])
     wanted = _forced(name, force)
     if wanted is not None:
-        options = [c for c in (dense, sparse) if c is not None and c.format == wanted]
-        if wanted == "dense" and not options:
-            options = [dense] if dense else []
-        if not options:
+        option = (
+            dense if wanted == "dense" else _fastest([c for c in candidates if c.format == wanted])
+        )
+        if option is None:
             reason = refusals.get(wanted, f"there is no format '{wanted}'")
             raise PlanError(f"layer '{name}' cannot be {wanted}: {reason}")
-        return options[0], "user", f"forced to {wanted}"
-    if any(fits(pattern, [name]) for pattern in forbid):
+        return option, "user", f"forced to {wanted}"
+    if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in forbid):
         return dense, "user", "kept dense by the user"
     if sparse is None:
-        return dense, "model", refusals.get("register_tiled", "no sparse kernel takes it")
+        return dense, "model", next(iter(refusals.values()), "no sparse kernel takes it")
     if dense is None:
         return sparse, "model", "no dense kernel takes it"
     ratio = dense.expected_us / sparse.expected_us

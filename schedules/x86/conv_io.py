@@ -149,6 +149,10 @@ class ConvIO:
                     value = v.load(self.source, source + j * v.lanes)
                     v.store(panel, value, k * width + begin - first + j * v.lanes)
 
+    def sums(self, size: int) -> Any:
+        """Reserve a buffer of their own: results go straight to the image."""
+        return B.alloc_buffer((size,), "float32", scope="global")
+
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Apply the epilogue and store each row's run of pixels, masked at the end of the image."""
         g = self.geometry

@@ -45,6 +45,10 @@ class Prices:
         One loop over the columns of a mask, with its mispredicted end.
     mask : float
         Looking at one mask, empty or not.
+    lone_fma : float
+        One vector multiply-add of the sliced kernel, with the load that it does not share.
+    slice : float
+        One slice of rows: its loop, whose end is mostly foreseen.
     tile : float
         One accumulator vector loaded and stored between blocks.
     pack, copy : float
@@ -65,6 +69,8 @@ class Prices:
     load: float = 0.5
     loop: float = 8.0
     mask: float = 0.7
+    lone_fma: float = 0.8
+    slice: float = 30.0
     tile: float = 1.2
     pack: float = 2.2
     copy: float = 1.1
@@ -154,6 +160,28 @@ def sparse_events(
         "load": extent.vectors * touched,
         "loop": extent.panels * groups * loops,
         "mask": float(extent.panels * (groups << mr)),
+        "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
+        "weight_line": _beyond_cache(packed_lines, machine),
+    }
+
+
+def sliced_events(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> Events:
+    """Count the events of the sliced kernel."""
+    rows, columns = profile.shape
+    mr, kb, nt = int(config["mr"]), int(config["kb"]), int(config["nt"])
+    extent = _extent(workload, machine.lanes, nt)
+    slices, blocks = math.ceil(rows / mr), math.ceil(columns / kb)
+    groups = slices * blocks
+    packed_lines = (6 * profile.nnz + (6 + 4 * mr) * groups) / 64
+    # Fewer than eight accumulators cannot hide the latency of a multiply-add.
+    latency = max(1.0, 8 / (mr * nt) * 0.6)
+    return {
+        **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
+        "lone_fma": extent.vectors * profile.nnz * latency,
+        "nonzero": float(extent.panels * profile.nnz),
+        "slice": float(extent.panels * groups),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
         "weight_line": _beyond_cache(packed_lines, machine),
     }

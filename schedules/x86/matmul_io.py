@@ -101,6 +101,10 @@ class MatmulIO:
             for i, row in enumerate(v.transpose(rows)):
                 v.store(panel, row, ((square * v.lanes + i) * nt + j) * v.lanes)
 
+    def sums(self, size: int) -> Any:
+        """Sum up where the results will be."""
+        return self.result
+
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Keep the tile features-major until the unit ends."""
         tile.write(self.result, lambda r: (rows[r] - self.first_row) * tile.width)

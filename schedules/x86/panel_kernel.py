@@ -18,9 +18,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
 from ..vectors import Vectors
-from .panel_weights import DenseWeight, MaskedWeight, RegisterTile
+from .panel_weights import DenseWeight, MaskedWeight, RegisterTile, SlicedWeight
 
-Weight = MaskedWeight | DenseWeight
+Weight = MaskedWeight | SlicedWeight | DenseWeight
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,9 @@ class PanelIO(Protocol):
 
     def begin_unit(self, row_range: tuple[Any, Any], nt: int) -> None:
         """Allocate what one unit of work needs."""
+
+    def sums(self, size: int) -> Any:
+        """Return the buffer that holds the unit's rows between blocks of columns."""
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Emit the final store of a register tile."""
@@ -191,36 +194,37 @@ def _emit_rows(
     """One panel of activations times the weight rows from `low` to `high`."""
     vectors = Vectors(shape.lanes)
     width = nt * shape.lanes
-    depth = -(-min(shape.kb, shape.columns) // shape.lanes) * shape.lanes
-    panel = B.alloc_buffer((depth * width + shape.lanes,), "float32", scope="global")
-    partial = None
-    if shape.blocks > 1:
-        partial = B.alloc_buffer((shape.tallest * width,), "float32", scope="global")
+    depth = -(-shape.kb // shape.lanes) * shape.lanes
+    panel = B.alloc_buffer(((depth + 1) * width + shape.lanes,), "float32", scope="global")
     io.begin_unit((low[0], high[0]), nt)
+    sums = io.sums(shape.tallest * width) if shape.blocks > 1 else None
     with B.serial(0, shape.blocks) as block:
         io.pack(panel, image, first, nt, block)
+        # What padding names: a row of zeros behind the block. Packing may have run into it.
+        for j in range(nt):
+            vectors.store(panel, vectors.zero(), shape.kb * width + j * shape.lanes)
         with B.serial(low[1], high[1]) as row_panel:
             tile = RegisterTile(vectors, shape.mr, nt)
-            rows = [weight.row(args, row_panel, r) for r in range(shape.mr)]
+            rows = [weight.row(args, block, row_panel, r) for r in range(shape.mr)]
 
-            def at(r: int, row_panel: Any = row_panel) -> Any:
-                return ((row_panel - low[1]) * shape.mr + r) * width
+            def at(r: int, rows: list[Any] = rows) -> Any:
+                return (rows[r] - low[0]) * width
 
-            if partial is None:
+            if sums is None:
                 tile.clear()
             else:
                 with B.If(block == 0):
                     with B.Then():
                         tile.clear()
                     with B.Else():
-                        tile.read(partial, at)
+                        tile.read(sums, at)
             weight.accumulate(args, tile, io.group(image), block, row_panel, panel)
-            if partial is None:
+            if sums is None:
                 io.store_rows(tile, rows, image, first)
             else:
                 with B.If(block == shape.blocks - 1):
                     with B.Then():
                         io.store_rows(tile, rows, image, first)
                     with B.Else():
-                        tile.write(partial, at)
+                        tile.write(sums, at)
     io.end_unit(image, first, nt, (low[0], high[0]))

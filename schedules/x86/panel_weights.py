@@ -75,7 +75,7 @@ class MaskedWeight:
             "values": B.arg("values", B.Buffer((values,), "float32")),
         }
 
-    def row(self, args: dict[str, Any], panel: Any, slot: int) -> Any:
+    def row(self, args: dict[str, Any], block: Any, panel: Any, slot: int) -> Any:
         """Return the matrix row of a panel slot."""
         return args["rows"][panel * self.mr + slot]
 
@@ -102,6 +102,43 @@ class MaskedWeight:
 
 
 @dataclass(frozen=True)
+class SlicedWeight:
+    """The arrays of a `sliced_ell` weight as kernel arguments."""
+
+    mr: int
+    panels: int
+    blocks: int
+
+    def declare(self) -> dict[str, Any]:
+        """Declare the arguments; long arrays keep symbolic lengths: layers share the function."""
+        pieces = self.panels * self.blocks
+        entries = tirx.Var("n_entries", "int64")
+        return {
+            "lengths": B.arg("lengths", B.Buffer((pieces,), "uint16")),
+            "starts": B.arg("starts", B.Buffer((pieces,), "int32")),
+            "rows": B.arg("rows", B.Buffer((pieces * self.mr,), "int32")),
+            "columns": B.arg("columns", B.Buffer((entries,), "uint16")),
+            "values": B.arg("values", B.Buffer((entries,), "float32")),
+        }
+
+    def row(self, args: dict[str, Any], block: Any, panel: Any, slot: int) -> Any:
+        """Return the matrix row of a slot: another one in every block."""
+        return args["rows"][(block * self.panels + panel) * self.mr + slot]
+
+    def accumulate(
+        self, args: dict[str, Any], tile: RegisterTile, group: Any, block: Any, panel: Any, x: Any
+    ) -> None:
+        """Add a slice to the tile; `x` holds the block as [kb][width], and a row of zeros."""
+        piece = block * self.panels + panel
+        start = T.Cast("int64", args["starts"][piece])
+        with B.serial(T.int64(0), T.Cast("int64", args["lengths"][piece])) as entry:
+            for r in range(self.mr):
+                at = (start + entry) * self.mr + r
+                base = T.Cast("int64", args["columns"][at]) * tile.width
+                tile.multiply([r], lambda q, at=at: args["values"][at], x, base)
+
+
+@dataclass(frozen=True)
 class DenseWeight:
     """The array of a `dense` weight as a kernel argument; every column has every row."""
 
@@ -116,7 +153,7 @@ class DenseWeight:
         length = self.groups * self.panels * self.columns * self.mr
         return {"values": B.arg("values", B.Buffer((length,), "float32"))}
 
-    def row(self, args: dict[str, Any], panel: Any, slot: int) -> Any:
+    def row(self, args: dict[str, Any], block: Any, panel: Any, slot: int) -> Any:
         """Return the matrix row of a panel slot."""
         return panel * self.mr + slot
 

@@ -19,7 +19,7 @@ from .depthwise import depthwise_conv2d
 from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
-from .panel_weights import DenseWeight, MaskedWeight
+from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 
 # Floats of a packed block of activations: fills a 48 KiB L1 for the sparse kernel, which reuses all
 # of it for every panel of rows.
@@ -30,6 +30,10 @@ _DENSE_BLOCK = 12288
 _SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((4, 4), (6, 4), (4, 2), (6, 2), (4, 1), (6, 1)),
     16: ((4, 2), (3, 3), (4, 1), (6, 1)),
+}
+_SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
+    32: ((4, 4), (2, 4), (6, 4), (4, 2), (8, 2), (8, 1), (16, 1)),
+    16: ((2, 4), (4, 2), (3, 3), (8, 1), (12, 1)),
 }
 _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (4, 4), (3, 4), (1, 4)),
@@ -84,10 +88,21 @@ def _tiles_that_fit(
 
 
 def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    return _space_over(_SPARSE_TILES[machine.registers], workload, machine)
+
+
+def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    return _space_over(_SLICED_TILES[machine.registers], workload, machine)
+
+
+def _space_over(
+    tiles: Sequence[tuple[int, int]], workload: Workload, machine: X86Machine
+) -> list[Config]:
+    """List the configurations of a sparse kernel, one for each register tile."""
     assert workload.geometry is not None
     rows, columns = workload.geometry.weight_shape
     configs: list[Config] = []
-    for mr, nt in _tiles_that_fit(_SPARSE_TILES[machine.registers], workload, machine.lanes):
+    for mr, nt in _tiles_that_fit(tiles, workload, machine.lanes):
         width = nt * machine.lanes
         kb = block_length(columns, width, _SPARSE_BLOCK, machine.lanes)
         config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
@@ -121,6 +136,7 @@ def _shape(
     groups = getattr(geometry, "groups", 1)
     rows, columns = geometry.weight_shape
     mr = int(config["mr"])
+    _check_tile(config, machine)
     return PanelShape(
         rows=rows // groups,
         columns=columns,
@@ -131,6 +147,17 @@ def _shape(
         lanes=machine.lanes,
         threads=int(config["threads"]),
     )
+
+
+def _check_tile(config: Config, machine: X86Machine) -> None:
+    """Refuse a hand-written configuration that would be wrong, or drown in spilled registers."""
+    mr, nt, kb = int(config["mr"]), int(config["nt"]), int(config["kb"])
+    if mr < 1 or nt < 1 or mr * nt > machine.registers:
+        raise ValueError(f"a tile of {mr} x {nt} vectors needs 1 to {machine.registers} registers")
+    if kb < 1 or kb % machine.lanes:
+        raise ValueError(f"blocks of {kb} columns are no whole vectors of {machine.lanes}")
+    if int(config["threads"]) < 1 or int(config["parts"]) < 1:
+        raise ValueError("threads and parts count from 1")
 
 
 def _panel_kernel(
@@ -151,6 +178,15 @@ def _build_sparse(
 ) -> Any:
     shape = _shape(workload, machine, config, packed.config["bounds"])
     weight = MaskedWeight(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
+    name = "spmm" if workload.op == "matmul" else "spconv"
+    return _panel_kernel(name, workload, machine, shape, weight)
+
+
+def _build_sliced(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    shape = _shape(workload, machine, config, packed.config["bounds"])
+    weight = SlicedWeight(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
     name = "spmm" if workload.op == "matmul" else "spconv"
     return _panel_kernel(name, workload, machine, shape, weight)
 
@@ -208,6 +244,13 @@ def _sparse_estimate(
     return cost.microseconds(events, workload, machine, config)
 
 
+def _sliced_estimate(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> float:
+    events = cost.sliced_events(workload, machine, profile, config)
+    return cost.microseconds(events, workload, machine, config)
+
+
 def _dense_estimate(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> float:
@@ -258,6 +301,14 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         _sparse_space,
         _build_sparse,
         _sparse_estimate,
+    ),
+    KernelTemplate(
+        "sliced_rows",
+        "sliced_ell",
+        _supports_sparse,
+        _sliced_space,
+        _build_sliced,
+        _sliced_estimate,
     ),
     KernelTemplate(
         "dense_panels", "dense", _supports_dense, _dense_space, _build_dense, _dense_estimate

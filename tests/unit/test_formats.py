@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tvm_sparse.formats import FORMATS
 from tvm_sparse.formats.clustering import cluster_rows
-from tvm_sparse.formats.register_tiled import split_rows
+from tvm_sparse.formats.splitting import split_rows
 
 # Format -> configurations that its contract is tested with.
 CONFIGS = {
@@ -20,6 +20,12 @@ CONFIGS = {
         {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
         {"mr": 6, "kb": 4096},
         {"mr": 8, "kb": 1},
+    ],
+    "sliced_ell": [
+        {"mr": 1, "kb": 16},
+        {"mr": 2, "kb": 48},
+        {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
+        {"mr": 16, "kb": 4096},
     ],
 }
 CASES = [(name, config) for name, configs in CONFIGS.items() for config in configs]

@@ -10,7 +10,8 @@ from panel_support import EPILOGUES, check_kernel, weight_for
 from tvm_sparse.planner import template_named
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
-TEMPLATES = ["register_tile", "dense_panels"]
+SPARSE = ["register_tile", "sliced_rows"]
+TEMPLATES = [*SPARSE, "dense_panels"]
 # One below, at and above a vector and a panel, primes, one.
 SIZES = [1, 2, 3, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65, 67]
 sizes = st.sampled_from(SIZES)
@@ -121,7 +122,7 @@ def test_threads_share_a_layer(template, n):
     geometry = MatmulGeometry(200, 96, n)
     workload = Workload("matmul", geometry, epilogue=EPILOGUES["bias+residual+relu"])
     config = {"threads": 2, "parts": 2, "kb": 48}
-    if template == "register_tile":
+    if template in SPARSE:
         config["multiple"] = 48
     check_kernel(template, workload, weight_for(geometry, 0.2, 0), 16, config, threads=2)
 
@@ -131,7 +132,7 @@ def test_threads_share_a_convolution(template):
     geometry = Conv2dGeometry(2, 12, 20, 20, 40, (3, 3), padding=(1, 1, 1, 1))
     workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias"])
     config = {"threads": 2, "parts": 2}
-    if template == "register_tile":
+    if template in SPARSE:
         config["multiple"] = 48
     check_kernel(template, workload, weight_for(geometry, 0.2, 0), 16, config, threads=2)
 

@@ -9,11 +9,13 @@ from .base import Match, PackedWeight, SparseFormat
 from .dense_panels import DensePanels
 from .plain import Plain
 from .register_tiled import RegisterTiled
+from .sliced_ell import SlicedEll
 
 FORMATS: dict[str, SparseFormat] = {
     "dense": DensePanels(),
     "plain": Plain(),
     "register_tiled": RegisterTiled(),
+    "sliced_ell": SlicedEll(),
 }
 
 __all__ = ["FORMATS", "Match", "PackedWeight", "SparseFormat"]

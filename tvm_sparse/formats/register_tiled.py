@@ -18,9 +18,7 @@ import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
 from .clustering import cluster_rows
-
-MAX_PANEL_ROWS = 8
-MAX_BLOCK = 65535  # columns and counts are stored as uint16
+from .splitting import check_panels, split_rows
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,7 @@ class RegisterTiled:
 
     def supports(self, weight: np.ndarray, config: Mapping[str, Any]) -> Match:
         """Tell whether `weight` can be packed with `config`."""
-        basic = check_matrix(weight)
-        if not basic:
-            return basic
-        if not 1 <= config["mr"] <= MAX_PANEL_ROWS:
-            return Match(
-                False, f"panels of {config['mr']} rows; 1 to {MAX_PANEL_ROWS} can be packed"
-            )
-        if config.get("multiple", config["mr"]) % config["mr"]:
-            return Match(False, "row ranges must end where panels end")
-        if not 1 <= config["kb"] <= MAX_BLOCK:
-            return Match(False, f"blocks of {config['kb']} columns; 1 to {MAX_BLOCK} can be packed")
-        return Match(True)
+        return check_matrix(weight) and check_panels(config, most_rows=8)
 
     def pack(self, weight: np.ndarray, config: Mapping[str, Any]) -> PackedWeight:
         """Lay out a float32 matrix [rows, columns]."""
@@ -124,21 +111,6 @@ class RegisterTiled:
         row = packed.arrays["rows"][(group % panels)[entry] * mr + slot]
         weight[row, column[entry]] = packed.arrays["values"]
         return weight[:rows]
-
-
-def split_rows(weight: np.ndarray, parts: int, multiple: int) -> tuple[int, ...]:
-    """Cut the rows into at most `parts` ranges of about equal nonzeros, at multiples of `multiple`.
-
-    Returns the bounds, 0 and the number of rows among them.
-    """
-    rows = weight.shape[0]
-    if parts <= 1:
-        return (0, rows)
-    done = np.cumsum(np.count_nonzero(weight, axis=1))
-    targets = done[-1] * np.arange(1, parts) / parts
-    cuts = np.searchsorted(done, targets) + 1
-    inner = {round(float(cut) / multiple) * multiple for cut in cuts}
-    return (0, *sorted(cut for cut in inner if 0 < cut < rows), rows)
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:
