@@ -52,7 +52,7 @@ def collect_weights(model: Model) -> list[FusedSite]:
         if not isinstance(weight, relax.Var) or weight.name not in model.params:
             continue
         value = model.params[weight.name]
-        recognised = _refuse_dtype(value, expression) or operator.recognise(
+        recognised = _refuse_types(value, variable, expression) or operator.recognise(
             expression, tuple(value.shape)
         )
         if recognised.geometry is None:
@@ -80,11 +80,14 @@ def _operator_of(expression: Any) -> Operator | None:
     return OPERATORS.get(expression.op.name)
 
 
-def _refuse_dtype(value: np.ndarray, call: Any) -> Recognised | None:
+def _refuse_types(value: np.ndarray, variable: Any, call: Any) -> Recognised | None:
     if value.dtype != np.float32:
         return Recognised(None, f"the weight is {value.dtype}; kernels exist for float32 only")
     if str(call.args[0].ty.dtype) != "float32":
         return Recognised(None, f"the activations are {call.args[0].ty.dtype}, not float32")
+    for tensor in (call.args[0], variable):
+        if not isinstance(tensor.ty.shape, relax.ShapeExpr):
+            return Recognised(None, "the shape of the activations is not known")
     return None
 
 

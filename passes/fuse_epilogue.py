@@ -136,6 +136,8 @@ class _Growth:
         ty = variable.ty
         if not isinstance(ty, relax.TensorType) or str(ty.dtype) != "float32":
             return False
+        if not isinstance(ty.shape, relax.ShapeExpr):
+            return False
         shape = _extents(variable)
         if _equal_shapes(shape, self.shape):
             return True

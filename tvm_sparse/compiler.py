@@ -16,7 +16,7 @@ from tvm import relax
 from . import __version__
 from .cpu_features import required_features
 from .deploy import export, wrap_executable
-from .errors import PlanError
+from .errors import ModelError, PlanError
 from .manifest import Manifest
 from .model import Model
 from .ops import WeightSite
@@ -136,6 +136,8 @@ def compile(
     ------
     CheckError
         When the compiled module disagrees with the dense model.
+    ModelError
+        When the model cannot be read, or holds what TVM cannot generate code for.
     PlanError
         When the plan was made for another model or target.
     """
@@ -279,7 +281,12 @@ def _build(
 ) -> tuple[Lowered, Any]:
     lowered = lower_model(model, sites, the_plan, machine, progress)
     with progress.phase("generate code"):
-        executable = tvm.compile(lowered.mod, target, relax_pipeline=late_passes(machine, target))
+        try:
+            passes = late_passes(machine, target)
+            executable = tvm.compile(lowered.mod, target, relax_pipeline=passes)
+        except (RuntimeError, TypeError, ValueError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"TVM cannot compile this model: {lines[0]}") from error
     return lowered, executable
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tvm_sparse.ops import WeightSite
 from tvm_sparse.schedules.x86.templates import TEMPLATES
 
 from tvm_sparse.errors import PlanError
+from tvm_sparse.ops import WeightSite
 from tvm_sparse.planner import Candidate, Decision, Plan, check_config, decide, template_named
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.targets import X86Machine
@@ -255,7 +255,7 @@ def test_a_file_that_is_no_plan_is_refused_in_a_sentence(content, tmp_path):
 
 
 def test_a_plan_that_cannot_be_written_says_where(tmp_path):
-    with pytest.raises(PlanError, match="cannot be written to '.*nowhere"):
+    with pytest.raises(PlanError, match=r"cannot be written to '.*nowhere"):
         example().to_json(tmp_path / "nowhere" / "plan.json")
 
 
