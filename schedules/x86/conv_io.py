@@ -84,13 +84,15 @@ class ConvIO:
         with loop(0, self.geometry.in_channels) as channel:
             self.padded.emit_channel(self.x, self.source, image, channel)
 
-    def begin_unit(self, row_range: tuple[Any, Any], nt: int) -> None:
-        """Nothing to reserve."""
+    def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
+        """List what packing copies."""
+        if self.padded.needed:
+            self._list_copies(first, nt)
 
     def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
         """Gather [kb][pixels] for the block's (channel, tap) rows."""
         if self.padded.needed:
-            self._pack_taps(panel, first, nt, block)
+            self._pack_taps(panel, nt, block)
         else:
             self._pack_runs(panel, image, first, nt, block)
 
@@ -129,25 +131,45 @@ class ConvIO:
                 with B.Else():
                     emit(True)
 
-    def _pack_taps(self, panel: Any, first: Any, nt: int, block: Any) -> None:
-        """Walk the pixel rows that the panel crosses; copy each one's part in whole vectors."""
+    def _list_copies(self, first: Any, nt: int) -> None:
+        """List the vector copies that fill a panel: for each row of pixels it crosses, a run.
+
+        A run's last copy may pass the row's end; the next run's first copy mends that, since it
+        comes later. The list is the same for every (channel, tap), so that its loop is foreseen.
+        """
         g, v, p = self.geometry, self.vectors, self.padded
         width = nt * v.lanes
+        crossed = (width - 2) // g.out_width + 2
+        longest = nt + crossed
+        self.source_at = B.alloc_buffer((longest,), "int32", scope="global")
+        self.target_at = B.alloc_buffer((longest,), "int32", scope="global")
+        self.copies = B.alloc_buffer((1,), "int32", scope="global")
+        # TVM shrinks a buffer to the indices that it can foresee: written whole, it stays whole.
+        with B.serial(0, longest) as i:
+            B.buffer_store(self.source_at, T.int32(0), [i])
+            B.buffer_store(self.target_at, T.int32(0), [i])
+        pixel = B.alloc_buffer((1,), "int32", scope="global")
+        B.buffer_store(self.copies, T.int32(0), [0])
+        B.buffer_store(pixel, T.Cast("int32", first), [0])
+        last = T.Cast("int32", T.min(first + width, g.pixels))
+        with B.While(pixel[0] < last):
+            at = self.copies[0]
+            row = T.floordiv(pixel[0], g.out_width)
+            B.buffer_store(self.source_at, row * (p.row_stride - g.out_width) + pixel[0], [at])
+            B.buffer_store(self.target_at, pixel[0] - T.Cast("int32", first), [at])
+            B.buffer_store(self.copies, at + 1, [0])
+            step = T.min(pixel[0] + v.lanes, (row + 1) * g.out_width)
+            B.buffer_store(pixel, step, [0])
+
+    def _pack_taps(self, panel: Any, nt: int, block: Any) -> None:
+        g, v, p = self.geometry, self.vectors, self.padded
         taps = g.kernel[0] * g.kernel[1]
-        last = T.min(first + width, g.pixels)
         with B.serial(0, self._block_length(block)) as k:
-            row_k = block * self.kb + k
-            base = p.tap_offset(T.floordiv(row_k, taps), T.floormod(row_k, taps))
-            first_row = T.floordiv(first, g.out_width)
-            with B.serial(0, T.floordiv(last - 1, g.out_width) - first_row + 1) as r:
-                begin = T.max(first, (first_row + r) * g.out_width)
-                end = T.min(last, (first_row + r + 1) * g.out_width)
-                source = (
-                    base + (first_row + r) * p.row_stride + begin - (first_row + r) * g.out_width
-                )
-                with B.serial(0, T.floordiv(end - begin + v.lanes - 1, v.lanes)) as j:
-                    value = v.load(self.source, source + j * v.lanes)
-                    v.store(panel, value, k * width + begin - first + j * v.lanes)
+            row = block * self.kb + k
+            base = p.tap_offset(T.floordiv(row, taps), T.floormod(row, taps))
+            with B.serial(0, self.copies[0]) as copy:
+                value = v.load(self.source, base + self.source_at[copy])
+                v.store(panel, value, k * (nt * v.lanes) + self.target_at[copy])
 
     def sums(self, size: int) -> Any:
         """Reserve a buffer of their own: results go straight to the image."""

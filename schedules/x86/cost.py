@@ -1,8 +1,9 @@
 """What the x86 kernels cost, in cycles of one core: how often each event happens, times its price.
 
 The prices were fitted by `benchmarks/fit_cost.py`, which measures the kernels and solves for them;
-they hold for wide out-of-order cores (two multiply-adds and two loads a cycle). They rank
-candidates on a machine, and `X86Machine.gigahertz` turns them into time there.
+they hold for wide out-of-order cores (two multiply-adds and two loads a cycle) and for weights
+that are not in L1 or L2 and loops whose lengths the branch predictor has not seen, as in a network.
+They rank candidates on a machine, and `X86Machine.gigahertz` turns them into time there.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Prices:
     dense_fma : float
         One vector multiply-add of the dense kernel, as its tile allows.
     weight_line : float
-        One cache line of weights fetched, for a layer whose weights come from beyond L2.
+        One cache line of weights: in a network they come from beyond L2, layer after layer.
     unit : float
         One panel of activations begun.
     """
@@ -161,7 +162,7 @@ def sparse_events(
         "loop": extent.panels * groups * loops,
         "mask": float(extent.panels * (groups << mr)),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        "weight_line": _beyond_cache(packed_lines, machine),
+        "weight_line": packed_lines,
     }
 
 
@@ -183,7 +184,7 @@ def sliced_events(
         "nonzero": float(extent.panels * profile.nnz),
         "slice": float(extent.panels * groups),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        "weight_line": _beyond_cache(packed_lines, machine),
+        "weight_line": packed_lines,
     }
 
 
@@ -202,11 +203,6 @@ def _mask_statistics(density: float, mr: int, kb: int) -> tuple[float, float]:
     return max(union * 0.88, density), loops
 
 
-def _beyond_cache(lines: float, machine: X86Machine) -> float:
-    """Lines that do not stay in half of L2 from one call to the next."""
-    return lines if lines * 64 > machine.l2_bytes / 2 else 0.0
-
-
 def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
     """Count the events of the dense panel kernel."""
     assert workload.geometry is not None
@@ -221,7 +217,7 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
     return {
         **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
         "dense_fma": extent.vectors * padded * columns * max(0.5, loads / 2) * latency,
-        "weight_line": _beyond_cache(padded * columns / 16, machine),
+        "weight_line": padded * columns / 16,
     }
 
 
@@ -230,10 +226,9 @@ def gemv_events(workload: Workload, machine: X86Machine) -> Events:
     assert isinstance(workload.geometry, MatmulGeometry)
     g = workload.geometry
     vectors = math.ceil(g.m / machine.lanes) * g.k
-    lines = vectors * machine.lanes / 16
     return {
         "dense_fma": vectors * max(1.1, 0.5 * (g.n or SYMBOLIC_TOKENS)),
-        "weight_line": _beyond_cache(lines, machine),
+        "weight_line": vectors * machine.lanes / 16,
     }
 
 

@@ -58,7 +58,7 @@ class MatmulIO:
     def prepare(self, image: Any) -> None:
         """Nothing to prepare."""
 
-    def begin_unit(self, row_range: tuple[Any, Any], nt: int) -> None:
+    def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """Reserve the results of the unit, features-major."""
         v = self.vectors
         rows = -(-(row_range[1] - row_range[0]) // v.lanes) * v.lanes + self.mr

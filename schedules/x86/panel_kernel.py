@@ -82,8 +82,8 @@ class PanelIO(Protocol):
     def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
         """Emit the packing of a block of columns [first, first + nt vectors) into `panel`."""
 
-    def begin_unit(self, row_range: tuple[Any, Any], nt: int) -> None:
-        """Allocate what one unit of work needs."""
+    def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
+        """Emit what one unit of work needs before its first block."""
 
     def sums(self, size: int) -> Any:
         """Return the buffer that holds the unit's rows between blocks of columns."""
@@ -196,7 +196,7 @@ def _emit_rows(
     width = nt * shape.lanes
     depth = -(-shape.kb // shape.lanes) * shape.lanes
     panel = B.alloc_buffer(((depth + 1) * width + shape.lanes,), "float32", scope="global")
-    io.begin_unit((low[0], high[0]), nt)
+    io.begin_unit((low[0], high[0]), first, nt)
     sums = io.sums(shape.tallest * width) if shape.blocks > 1 else None
     with B.serial(0, shape.blocks) as block:
         io.pack(panel, image, first, nt, block)
