@@ -14,6 +14,7 @@ import tvm
 from tvm import relax
 
 from . import __version__
+from .calibration import calibrated
 from .cpu_features import required_features
 from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
@@ -93,7 +94,7 @@ def plan(
     _refuse_records(records)
     model = _load(source, shapes)
     resolved = resolve_target(target)
-    machine = machine_of(resolved, threads)
+    machine = calibrated(machine_of(resolved, threads), resolved)
     sites = [_with_threads(fused.site, machine) for fused in collect_weights(model)]
     check_patterns([*(force or {}), *forbid], [site.name for site in sites])
     decisions = [

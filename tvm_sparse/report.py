@@ -17,6 +17,7 @@ from .files import write_text
 VERSION = 1
 _GAP = "  "
 _NARROWEST = 12
+_NARROWEST_NAME = 28
 _NAMES_IN_A_REASON = 6
 
 
@@ -242,10 +243,6 @@ def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _config(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items())
-
-
 @dataclass(frozen=True)
 class _Column:
     """A column of the table: what it shows of a layer's attribute, and how."""
@@ -266,7 +263,6 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("pattern", "pattern"),
     _Column("format", "format"),
     _Column("kernel", "kernel"),
-    _Column("config", "config", _config),
     _Column("decided by", "source"),
     _Column("expected us", "expected_us", "{:,.1f}".format, number=True),
     _Column("dense us", "dense_us", "{:,.1f}".format, number=True),
@@ -284,12 +280,12 @@ _EXPENDABLE = (
     "error_share",
     "dtype",
     "bytes_dense",
-    "config",
     "source",
     "op",
     "error",
     "kernel",
     "dense_us",
+    "pattern",
 )
 
 
@@ -338,10 +334,14 @@ def _widths(columns: list[_Column], layers: tuple[LayerReport, ...], width: int)
         widths.append(max(title, *(len(_cell(column, layer)) for layer in layers)))
     texts = [index for index, column in enumerate(columns) if not column.number]
     while _extent(widths) > width:
-        widest = max(texts, key=lambda index: widths[index])
-        if widths[widest] <= _NARROWEST:
+        # A layer's name is what a reader looks for, so that it is folded last.
+        spare = [
+            widths[i] - (_NARROWEST_NAME if columns[i].attribute == "name" else _NARROWEST)
+            for i in texts
+        ]
+        if max(spare) <= 0:
             break
-        widths[widest] -= 1
+        widths[texts[spare.index(max(spare))]] -= 1
     return widths
 
 
