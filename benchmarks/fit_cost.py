@@ -1,8 +1,10 @@
 """Fit the prices of `schedules/x86/cost.py` to measurements of the kernels on this machine.
 
-    python benchmarks/fit_cost.py [--json FILE] [--cpu 0]
+    python benchmarks/fit_cost.py [--measure] [--cpu 0]
 
-Run on an idle machine. Prints the fitted prices, and how far the estimates are off, by workload.
+With --measure (on an idle machine, some ten minutes) times the kernels and appends the times to
+results/kernel_times.jsonl. Prints the fitted prices, how far estimates are off, and for every layer
+and density what the plan would choose: its speed over dense, and over the best choice.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from scipy.optimize import lsq_linear
 from tvm_sparse.schedules.base import matrix_view
 from tvm_sparse.schedules.x86 import cost
 
+from tvm_sparse.calibration import calibrated
+from tvm_sparse.cpu_features import processor_name
 from tvm_sparse.formats import FORMATS
 from tvm_sparse.planner import template_named
 from tvm_sparse.profile import profile_weight
@@ -59,10 +63,21 @@ CONVS = [
     (1024, 1024, 7, 1),
 ]
 # Distinct weights in rotation: together beyond L2, and other loop lengths every time.
-WEIGHTS = 12
+WEIGHTS = 8
 # What calling a kernel from Python costs.
 CALL_MICROSECONDS = 1.0
 DENSITIES = [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
+
+
+RESULTS = Path(__file__).parent / "results" / "kernel_times.jsonl"
+DENSE = ("dense_panels", "gemv")
+SPARSE = ("register_tile", "sliced_rows")
+EVENTS = {
+    "dense_panels": lambda w, m, p, c: cost.dense_events(w, m, c),
+    "gemv": lambda w, m, p, c: cost.gemv_events(w, m),
+    "register_tile": cost.sparse_events,
+    "sliced_rows": cost.sliced_events,
+}
 
 
 def workloads():
@@ -76,6 +91,8 @@ def workloads():
 
 def pruned(shape, density):
     w = trained_like(np.random.default_rng(0), shape, 0.05)
+    if density == 1:
+        return w
     cut = np.quantile(np.abs(w), 1 - density)
     return np.where(np.abs(w) < cut, np.float32(0), w)
 
@@ -108,7 +125,7 @@ def measure(template, workload, machine, target, weight, config):
     for call in calls:
         kernel(*call)
     rounds = []
-    while len(rounds) < 9 or sum(rounds) < 0.05:
+    while len(rounds) < 5 or sum(rounds) < 0.04:
         start = time.perf_counter()
         for call in calls:
             kernel(*call)
@@ -118,85 +135,122 @@ def measure(template, workload, machine, target, weight, config):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the measurements there")
-    parser.add_argument("--reuse", type=Path, help="fit measurements that were made before")
+    parser.add_argument("--file", type=Path, default=RESULTS, help="JSON lines of measurements")
+    parser.add_argument("--measure", action="store_true", help="measure; goes on where it stopped")
     parser.add_argument("--cpu", type=int, default=0)
     options = parser.parse_args()
-    target = resolve_target("native")
-    machine = machine_of(target, 1)
-    rows = json.loads(options.reuse.read_text()) if options.reuse else []
-    if not rows:
+    if options.measure:
         os.sched_setaffinity(0, {options.cpu})
-        rows = list(measurements(machine, target))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
-    fit(rows)
+        measure_all(options.file)
+    rows = [json.loads(line) for line in options.file.read_text().splitlines()]
+    gigahertz = rows[0]["gigahertz"]
+    prices = fit(rows, gigahertz)
+    judge(rows, prices, gigahertz)
 
 
-def measurements(machine, target):
+def measure_all(file):
+    target = resolve_target("native")
+    machine = calibrated(machine_of(target, 1), target)
+    done = file.read_text().splitlines() if file.exists() else []
+    keys = {json.loads(line)["key"] for line in done}
+    with file.open("a") as stream:
+        for key, workload, shape, density, name, config in cases(machine):
+            if key in keys:
+                continue
+            weight = pruned(shape, density)
+            us = measure(template_named(name), workload, machine, target, weight, config)
+            row = {
+                "key": key,
+                "cpu": processor_name(),
+                "gigahertz": machine.gigahertz,
+                "kernel": name,
+                "density": density,
+                "us": round(us, 2),
+            }
+            print(f"{key} {us:.1f} us", flush=True)
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+
+
+def cases(machine):
     for workload, shape in workloads():
         for density in [1.0, *DENSITIES]:
-            weight = pruned(shape, density) if density < 1 else pruned(shape, 0.999999)
-            profile = profile_weight(matrix_view(weight, workload.op))
-            names = ["dense_panels", "gemv"] if density == 1 else ["register_tile", "sliced_rows"]
+            names = DENSE if density == 1 else SPARSE
             for name in names:
                 template = template_named(name)
                 if not template.supports(workload, machine):
                     continue
-                space = template.space(workload, machine)
-                for config in space[:4]:
-                    config = {**config, "threads": 1, "parts": 1}
-                    if name == "register_tile":
-                        events = cost.sparse_events(workload, machine, profile, config)
-                    elif name == "sliced_rows":
-                        events = cost.sliced_events(workload, machine, profile, config)
-                    elif name == "gemv":
-                        events = cost.gemv_events(workload, machine)
-                    else:
-                        events = cost.dense_events(workload, machine, config)
-                    us = measure(template, workload, machine, target, weight, config)
-                    row = {
-                        "kernel": name,
-                        "op": workload.op,
-                        "geometry": asdict(workload.geometry),
-                        "density": density,
-                        "config": dict(config),
-                        "us": us,
-                        "events": dict(events),
-                    }
-                    guess = cost.microseconds(events, workload, machine, config)
-                    print(
-                        f"{name:14s} {shape} {density:5.2f} mr{config.get('mr')} "
-                        f"nt{config.get('nt')} {us:8.1f} us, estimated {guess:8.1f}",
-                        flush=True,
-                    )
-                    yield row
+                for config in template.space(workload, machine)[:2]:
+                    tile = f"{config.get('mr')}x{config.get('nt')}"
+                    columns = getattr(workload.geometry, "n", None)
+                    where = "x".join(map(str, shape)) + (f"@{columns}" if columns else "")
+                    if not columns:
+                        where += f"@{workload.geometry.in_height}"
+                    key = f"{workload.op} {where} density {density} {name} {tile}"
+                    yield key, workload, shape, density, name, config
 
 
-def fit(rows):
+def with_events(rows, machine):
+    """Count each measured case's events as the cost model counts them today."""
+    known = {row["key"]: row for row in rows}
+    found = []
+    for key, workload, shape, density, name, config in cases(machine):
+        if key not in known:
+            continue
+        profile = profile_weight(matrix_view(pruned(shape, density), workload.op))
+        events = EVENTS[name](workload, machine, profile, config)
+        found.append({**known[key], "events": dict(events), "layer": key.split(" density")[0]})
+    return found
+
+
+def fit(rows, gigahertz):
     """Solve for the prices that minimise relative errors; prices stay positive."""
+    target = resolve_target("native")
+    rows[:] = with_events(rows, machine_of(target, 1))
     names = list(asdict(cost.PRICES))
-    gigahertz = 4.0
     matrix = np.array([[row["events"].get(name, 0.0) for name in names] for row in rows])
     measured = np.array([row["us"] for row in rows]) * gigahertz * 1e3
     start = np.array([asdict(cost.PRICES)[name] for name in names])
     # A mild pull towards the prices at hand decides what the measurements leave open.
-    pull = 0.02 * np.diag(1 / start)
+    pull = 0.05 * np.diag(1 / start)
     solution = lsq_linear(
         np.vstack([matrix / measured[:, None], pull]),
-        np.concatenate([np.ones(len(rows)), 0.02 * np.ones(len(names))]),
-        bounds=(0.15 * start, np.inf),
+        np.concatenate([np.ones(len(rows)), 0.05 * np.ones(len(names))]),
+        bounds=(0.1 * start, np.inf),
     )
     for name, old, new in zip(names, start, solution.x, strict=True):
-        print(f"{name:14s} {old:8.3f} -> {new:8.3f}")
-    ratio = matrix @ solution.x / measured
+        print(f"    {name}: float = {new:.3g}  # was {old:.3g}")
+    return dict(zip(names, solution.x, strict=True))
+
+
+def judge(rows, prices, gigahertz):
+    """Say how far estimates are off, and what choosing by them costs."""
+    layers = {}
+    for row in rows:
+        cycles = sum(prices[name] * count for name, count in row["events"].items())
+        row["estimate"] = cycles / (gigahertz * 1e3)
+        layers.setdefault(row["layer"], []).append(row)
     for kernel in sorted({row["kernel"] for row in rows}):
-        own = np.array([r for r, row in zip(ratio, rows, strict=True) if row["kernel"] == kernel])
-        off = np.abs(np.log(own))
+        off = [abs(np.log(r["estimate"] / r["us"])) for r in rows if r["kernel"] == kernel]
         print(
-            f"{kernel:14s} off by {np.expm1(np.median(off)):.0%} (median), "
-            f"{np.expm1(off.max()):.0%} (worst)"
+            f"{kernel}: off by {np.expm1(np.median(off)):.0%} (median), "
+            f"{np.expm1(max(off)):.0%} (worst) of {len(off)}"
         )
+    for layer, own in layers.items():
+        dense = [row for row in own if row["density"] == 1]
+        best_dense = min(row["us"] for row in dense)
+        for density in DENSITIES:
+            sparse = [row for row in own if row["density"] == density]
+            if not sparse:
+                continue
+            chosen = min([*sparse, *dense], key=lambda row: row["estimate"])
+            best = min(row["us"] for row in [*sparse, *dense])
+            loss, against = chosen["us"] / best, chosen["us"] / best_dense
+            mark = " <-- slower than dense" if against > 1.1 else ""
+            print(
+                f"{layer:32s} {density:4.2f} {chosen['kernel']:14s} {best_dense / chosen['us']:5.2f}x"
+                f" dense, {loss:.2f} of the best{mark}"
+            )
 
 
 if __name__ == "__main__":

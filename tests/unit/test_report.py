@@ -65,7 +65,6 @@ def test_the_table_names_layers_and_shows_what_became_of_them() -> None:
         "10.0 %",
         "235,930",
         "tiled",
-        "mr=4 nt=4",
         "98.2",
         "604.0",
         "9.0 MiB",
