@@ -36,7 +36,7 @@ class FusedSite:
 
 
 def collect_weights(model: Model) -> list[FusedSite]:
-    """List the matmuls and convolutions of `main` whose second argument is a weight parameter.
+    """List the matmuls and convolutions of `main` that multiply by a weight parameter.
 
     Sites that no kernel can take are listed too; their `refusal` says why.
     """
@@ -49,12 +49,18 @@ def collect_weights(model: Model) -> list[FusedSite]:
         if operator is None:
             continue
         data, weight = expression.args[0], expression.args[1]
-        if not isinstance(weight, relax.Var) or weight.name not in model.params:
+        left = _is_weight(data, model) and not _is_weight(weight, model)
+        if left:
+            data, weight = weight, data
+        if not _is_weight(weight, model):
             continue
         value = model.params[weight.name]
-        recognised = _refuse_types(value, variable, expression) or operator.recognise(
-            expression, tuple(value.shape)
-        )
+        if left:
+            recognised = Recognised(None, "the weight stands left of the activations")
+        else:
+            recognised = _refuse_types(value, variable, expression) or operator.recognise(
+                expression, tuple(value.shape)
+            )
         if recognised.geometry is None:
             fused = FusedEpilogue.nothing(index)
         else:
@@ -78,6 +84,10 @@ def _operator_of(expression: Any) -> Operator | None:
     if not isinstance(expression, relax.Call) or not isinstance(expression.op, tvm.ir.Op):
         return None
     return OPERATORS.get(expression.op.name)
+
+
+def _is_weight(expression: Any, model: Model) -> bool:
+    return isinstance(expression, relax.Var) and expression.name in model.params
 
 
 def _refuse_types(value: np.ndarray, variable: Any, call: Any) -> Recognised | None:

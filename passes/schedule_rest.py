@@ -265,7 +265,8 @@ def _schedule_reduction(schedule: Schedule, block: Any, machine: X86Machine) -> 
     info = schedule.get(block)
     if len(loops) != len(info.iter_vars):
         return
-    spatial, reduced = [], []
+    spatial: list[Any] = []
+    reduced: list[Any] = []
     for loop, var in zip(loops, info.iter_vars, strict=True):
         is_spatial = int(var.iter_type) == tirx.IterVar.DataPar
         (spatial if is_spatial else reduced).append(loop)

@@ -48,8 +48,10 @@ class Model:
     notes: tuple[str, ...] = field(default=())
 
     def digest(self) -> str:
-        """Hash names, shapes and values of the weights: what ties a plan to its model."""
+        """Hash the inputs and the weights, values too: what ties a plan to its model."""
         state = hashlib.sha256()
+        for spec in self.inputs:
+            state.update(f"{spec.name}:{spec.dtype}:{spec.shape};".encode())
         for name in sorted(self.params):
             value = np.ascontiguousarray(self.params[name])
             state.update(f"{name}:{value.dtype}:{value.shape};".encode())

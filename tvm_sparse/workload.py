@@ -135,7 +135,7 @@ class Epilogue:
 class Workload:
     """All that a kernel template needs but the weight's values; part of a record's key."""
 
-    op: Literal["matmul", "conv2d"]
+    op: str
     geometry: Geometry | None
     dtype: str = "float32"
     epilogue: Epilogue = field(default_factory=Epilogue)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -101,6 +102,10 @@ class MaskedWeight:
                 B.buffer_store(value_pos, value_pos[0] + len(rows), [0])
 
 
+def _constant(value: Any, _position: int) -> Any:
+    return value
+
+
 @dataclass(frozen=True)
 class SlicedWeight:
     """The arrays of a `sliced_ell` weight as kernel arguments."""
@@ -135,7 +140,8 @@ class SlicedWeight:
             for r in range(self.mr):
                 at = (start + entry) * self.mr + r
                 base = T.Cast("int64", args["columns"][at]) * tile.width
-                tile.multiply([r], lambda q, at=at: args["values"][at], x, base)
+                value = args["values"][at]
+                tile.multiply([r], partial(_constant, value), x, base)
 
 
 @dataclass(frozen=True)

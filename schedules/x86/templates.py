@@ -136,7 +136,6 @@ def _shape(
     groups = getattr(geometry, "groups", 1)
     rows, columns = geometry.weight_shape
     mr = int(config["mr"])
-    _check_tile(config, machine)
     return PanelShape(
         rows=rows // groups,
         columns=columns,
@@ -147,17 +146,6 @@ def _shape(
         lanes=machine.lanes,
         threads=int(config["threads"]),
     )
-
-
-def _check_tile(config: Config, machine: X86Machine) -> None:
-    """Refuse a hand-written configuration that would be wrong, or drown in spilled registers."""
-    mr, nt, kb = int(config["mr"]), int(config["nt"]), int(config["kb"])
-    if mr < 1 or nt < 1 or mr * nt > machine.registers:
-        raise ValueError(f"a tile of {mr} x {nt} vectors needs 1 to {machine.registers} registers")
-    if kb < 1 or kb % machine.lanes:
-        raise ValueError(f"blocks of {kb} columns are no whole vectors of {machine.lanes}")
-    if int(config["threads"]) < 1 or int(config["parts"]) < 1:
-        raise ValueError("threads and parts count from 1")
 
 
 def _panel_kernel(

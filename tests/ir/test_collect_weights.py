@@ -178,3 +178,25 @@ def test_no_binding_belongs_to_two_kernels():
     members = [member for site in found for member in site.fused.members]
     assert len(members) == len(set(members)) == 7
     assert sum(len(site.site.workload.epilogue.ops) for site in found) == 3
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "kernel", "words"),
+    [
+        ("Conv", [1, 4, 20], [6, 4, 3], "one-dimensional"),
+        ("Conv", [1, 4, 6, 6, 6], [6, 4, 3, 3, 3], "three-dimensional"),
+        ("ConvTranspose", [1, 4, 9, 9], [4, 6, 3, 3], "transposed"),
+    ],
+)
+def test_operators_without_a_kernel_are_listed_with_the_reason(
+    op: str, shape: list[int], kernel: list[int], words: str
+) -> None:
+    site = one(op, tuple(shape), np.ones(kernel, "float32"))
+    assert words in site.refusal
+
+
+def test_a_weight_on_the_left_is_listed_with_the_reason() -> None:
+    node = helper.make_node("MatMul", ["w", "x"], ["y"], name="layer")
+    weight = np.ones((3, 4), "float32")
+    (site,) = sites_of(onnx_model([node], {"w": weight}, {"x": (4, 5)}))
+    assert "left" in site.refusal

@@ -202,9 +202,10 @@ def test_calls_from_many_threads_do_not_mix(module: CompiledModule) -> None:
 
 
 def test_the_module_shows_its_signature(module: CompiledModule) -> None:
+    threads = "1 thread" if module.threads == 1 else f"{module.threads} threads"
     assert repr(module) == (
         "CompiledModule(x: float32 (batch, 8), z/0: float32 (batch, 5) -> "
-        "y: float32 (batch, 5), twice: float32 (batch, 5); 1 thread)"
+        f"y: float32 (batch, 5), twice: float32 (batch, 5); {threads})"
     )
     assert [spec.name for spec in module.inputs] == ["x", "z/0"]
     assert [spec.name for spec in module.outputs] == ["y", "twice"]

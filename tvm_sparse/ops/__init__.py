@@ -8,10 +8,10 @@ from __future__ import annotations
 from .base import Operator, Recognised, WeightSite
 from .conv2d import CONV2D
 from .matmul import MATMUL
+from .others import OTHERS
 
 OPERATORS: dict[str, Operator] = {
-    "relax.matmul": MATMUL,
-    "relax.nn.conv2d": CONV2D,
+    operator.relax_name: operator for operator in (MATMUL, CONV2D, *OTHERS)
 }
 
 __all__ = ["OPERATORS", "Operator", "Recognised", "WeightSite"]

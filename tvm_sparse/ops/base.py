@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..workload import Geometry, Workload
-
-OpName = Literal["matmul", "conv2d"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Operator:
         (result rank) -> axis of the output features.
     """
 
-    name: OpName
+    name: str
     relax_name: str
     recognise: Callable[[Any, tuple[int, ...]], Recognised]
     channel_axis: Callable[[int], int]
