@@ -11,7 +11,7 @@ from tvm.tirx.script import builder as B
 
 
 class Vectors:
-    """Emits float32 vector code of one width into the function being built.
+    """Emits float32 vector code of one width, one element being the narrowest, into a function.
 
     A register is a buffer of one vector in scope "global" and under 1 KiB: TVM turns that into a
     stack slot, which LLVM promotes to a machine register. Wider or otherwise scoped buffers end up
@@ -27,15 +27,18 @@ class Vectors:
 
     def load(self, buffer: Any, base: Any = 0) -> Any:
         """Read `lanes` consecutive elements of a flat buffer."""
-        return buffer[B.ramp(base, 1, self.lanes)]
+        return buffer[self._lanes_from(base)]
 
     def store(self, buffer: Any, value: Any, base: Any = 0) -> None:
         """Write `lanes` consecutive elements of a flat buffer."""
-        B.buffer_store(buffer, value, [B.ramp(base, 1, self.lanes)])
+        B.buffer_store(buffer, value, [self._lanes_from(base)])
+
+    def _lanes_from(self, base: Any) -> Any:
+        return B.ramp(base, 1, self.lanes) if self.lanes > 1 else base
 
     def splat(self, scalar: Any) -> Any:
         """Repeat a scalar in every lane."""
-        return B.broadcast(scalar, self.lanes)
+        return B.broadcast(scalar, self.lanes) if self.lanes > 1 else scalar
 
     def zero(self) -> Any:
         """Return a vector of zeros."""

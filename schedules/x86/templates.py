@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,17 @@ def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
 
 
 def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    machine = narrowed(workload, machine)
     return _space_over(_SLICED_TILES[machine.registers], workload, machine)
+
+
+def narrowed(workload: Workload, machine: X86Machine) -> X86Machine:
+    """Narrow the vectors for a few tokens: a wide one would multiply mostly what nobody reads."""
+    geometry = workload.geometry
+    if not isinstance(geometry, MatmulGeometry) or geometry.n is None:
+        return machine
+    fitting = [lanes for lanes in (1, 4, 8) if geometry.n <= lanes < machine.lanes]
+    return replace(machine, lanes=fitting[0]) if fitting else machine
 
 
 def _space_over(
@@ -173,6 +184,7 @@ def _build_sparse(
 def _build_sliced(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
+    machine = narrowed(workload, machine)
     shape = _shape(workload, machine, config, packed.config["bounds"])
     weight = SlicedWeight(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
     name = "spmm" if workload.op == "matmul" else "spconv"
@@ -235,6 +247,7 @@ def _sparse_estimate(
 def _sliced_estimate(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> float:
+    machine = narrowed(workload, machine)
     events = cost.sliced_events(workload, machine, profile, config)
     return cost.microseconds(events, workload, machine, config)
 
