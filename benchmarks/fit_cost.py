@@ -46,6 +46,8 @@ MATMULS = [
     (768, 768, 16),
     (768, 768, 32),
     (768, 768, 1),
+    (768, 768, 4),
+    (768, 768, 8),
     (768, 3072, 1),
     (768, 768, 384),
 ]
@@ -247,10 +249,11 @@ def judge(rows, prices, gigahertz):
             best = min(row["us"] for row in [*sparse, *dense])
             loss, against = chosen["us"] / best, chosen["us"] / best_dense
             mark = " <-- slower than dense" if against > 1.1 else ""
+            speed = best_dense / chosen["us"]
             print(
-                f"{layer:32s} {density:4.2f} {chosen['kernel']:14s} {best_dense / chosen['us']:5.2f}x"
-                f" dense, {loss:.2f} of the best{mark}"
+                f"{layer:32s} {density:4.2f} {chosen['kernel']:14s} {speed:5.2f}x dense, ", end=""
             )
+            print(f"{loss:.2f} of the best{mark}")
 
 
 if __name__ == "__main__":

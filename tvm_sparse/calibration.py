@@ -11,13 +11,15 @@ import numpy as np
 from .cpu_features import missing_features, required_features
 from .formats import FORMATS
 from .planner import template_named
-from .profile import profile_weight
 from .targets import X86Machine
 from .workload import MatmulGeometry, Workload
 
 # Small enough for L1 and L2, long enough for a clock: about 50 us a call.
 _WORKLOAD = Workload("matmul", MatmulGeometry(192, 192, 192))
 _ROUNDS = 30
+
+# What one vector multiply-add of that kernel takes, packing included, where two are issued a cycle.
+_CYCLES_PER_FMA = 0.56
 
 # By target, since one process plans many models: a clock does not change.
 _gigahertz: dict[str, float] = {}
@@ -66,5 +68,6 @@ def _time_dense_kernel(target: Any, machine: X86Machine) -> float:
         kernel(*tensors)
         times.append(time.perf_counter() - start)
     # The fastest round is the machine's; what is slower shared it with others.
-    expected = template.estimate(_WORKLOAD, machine, profile_weight(weight), config)
-    return machine.gigahertz * expected / (min(times) * 1e6)
+    seconds = min(times)
+    instructions = geometry.macs() / machine.lanes
+    return instructions * _CYCLES_PER_FMA / seconds / 1e9

@@ -58,28 +58,31 @@ class Prices:
         One vector of results stored, by transposing or straight from the registers.
     dense_fma : float
         One vector multiply-add of the dense kernel, as its tile allows.
+    gemv_fma : float
+        One vector multiply-add of the kernel for a handful of tokens, its weight vector loaded.
     weight_line : float
         One cache line of weights: in a network they come from beyond L2, layer after layer.
     unit : float
         One panel of activations begun.
     """
 
-    fma: float = 0.52
-    nonzero: float = 0.45
-    column: float = 0.9
-    load: float = 0.5
-    loop: float = 8.0
-    mask: float = 0.7
-    lone_fma: float = 0.8
-    slice: float = 30.0
-    tile: float = 1.2
-    pack: float = 2.2
-    copy: float = 1.1
-    store: float = 3.5
-    write: float = 1.2
-    dense_fma: float = 1.04
-    weight_line: float = 2.5
-    unit: float = 400.0
+    fma: float = 0.19
+    nonzero: float = 0.045
+    column: float = 2.88
+    load: float = 0.409
+    loop: float = 0.8
+    mask: float = 2.89
+    lone_fma: float = 0.913
+    slice: float = 6.89
+    tile: float = 4.57
+    pack: float = 2.71
+    copy: float = 2.52
+    store: float = 1.19
+    write: float = 0.12
+    dense_fma: float = 1.37
+    gemv_fma: float = 0.292
+    weight_line: float = 3.27
+    unit: float = 122
 
 
 PRICES = Prices()
@@ -227,7 +230,7 @@ def gemv_events(workload: Workload, machine: X86Machine) -> Events:
     g = workload.geometry
     vectors = math.ceil(g.m / machine.lanes) * g.k
     return {
-        "dense_fma": vectors * max(1.1, 0.5 * (g.n or SYMBOLIC_TOKENS)),
+        "gemv_fma": vectors * max(1.0, 0.4 * (g.n or SYMBOLIC_TOKENS)),
         "weight_line": vectors * machine.lanes / 16,
     }
 

@@ -29,8 +29,8 @@ _DENSE_BLOCK = 12288
 
 # Register tiles (rows, vectors) by vector registers, the usual best first.
 _SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
-    32: ((4, 4), (6, 4), (4, 2), (6, 2), (4, 1), (6, 1)),
-    16: ((4, 2), (3, 3), (4, 1), (6, 1)),
+    32: ((4, 4), (2, 4), (4, 2), (4, 1)),
+    16: ((4, 2), (3, 3), (2, 4), (4, 1)),
 }
 _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((4, 4), (2, 4), (6, 4), (4, 2), (8, 2), (8, 1), (16, 1)),
