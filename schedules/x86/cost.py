@@ -66,23 +66,23 @@ class Prices:
         One panel of activations begun.
     """
 
-    fma: float = 0.19
-    nonzero: float = 0.045
-    column: float = 2.88
-    load: float = 0.409
-    loop: float = 0.8
-    mask: float = 2.89
-    lone_fma: float = 0.913
-    slice: float = 6.89
-    tile: float = 4.57
-    pack: float = 2.71
-    copy: float = 2.52
-    store: float = 1.19
-    write: float = 0.12
-    dense_fma: float = 1.37
-    gemv_fma: float = 0.292
-    weight_line: float = 3.27
-    unit: float = 122
+    fma: float = 0.5
+    nonzero: float = 0.1
+    column: float = 1.53
+    load: float = 0.4
+    loop: float = 3
+    mask: float = 1.6
+    lone_fma: float = 0.874
+    slice: float = 7.91
+    tile: float = 4.33
+    pack: float = 2.03
+    copy: float = 2.2
+    store: float = 2.49
+    write: float = 0.7
+    dense_fma: float = 1.26
+    gemv_fma: float = 0.5
+    weight_line: float = 3.64
+    unit: float = 20
 
 
 PRICES = Prices()
@@ -165,7 +165,7 @@ def sparse_events(
         "loop": extent.panels * groups * loops,
         "mask": float(extent.panels * (groups << mr)),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        "weight_line": packed_lines,
+        "weight_line": _fetched(packed_lines, extent.panels, machine),
     }
 
 
@@ -187,7 +187,7 @@ def sliced_events(
         "nonzero": float(extent.panels * profile.nnz),
         "slice": float(extent.panels * groups),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        "weight_line": packed_lines,
+        "weight_line": _fetched(packed_lines, extent.panels, machine),
     }
 
 
@@ -206,6 +206,11 @@ def _mask_statistics(density: float, mr: int, kb: int) -> tuple[float, float]:
     return max(union * 0.88, density), loops
 
 
+def _fetched(lines: float, panels: int, machine: X86Machine) -> float:
+    """Count the lines of weights that come from beyond L2: once, or again for every panel."""
+    return lines * (panels if lines * 64 > machine.l2_bytes else 1)
+
+
 def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
     """Count the events of the dense panel kernel."""
     assert workload.geometry is not None
@@ -220,7 +225,7 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
     return {
         **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
         "dense_fma": extent.vectors * padded * columns * max(0.5, loads / 2) * latency,
-        "weight_line": padded * columns / 16,
+        "weight_line": _fetched(padded * columns / 16, extent.panels, machine),
     }
 
 
