@@ -25,6 +25,7 @@ import tvm
 from scipy.optimize import lsq_linear
 from tvm_sparse.schedules.base import matrix_view
 from tvm_sparse.schedules.x86 import cost
+from tvm_sparse.schedules.x86.templates import narrowed
 
 from tvm_sparse.calibration import calibrated
 from tvm_sparse.cpu_features import processor_name
@@ -75,7 +76,7 @@ DENSITIES = [0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
 # keep the fit from explaining one kernel's noise by another one's price.
 FLOORS = {
     "fma": 0.5,
-    "nonzero": 0.1,
+    "nonzero": 0.6,
     "load": 0.4,
     "loop": 3.0,
     "mask": 0.5,
@@ -96,7 +97,7 @@ EVENTS = {
     "dense_panels": lambda w, m, p, c: cost.dense_events(w, m, c),
     "gemv": lambda w, m, p, c: cost.gemv_events(w, m),
     "register_tile": cost.sparse_events,
-    "sliced_rows": cost.sliced_events,
+    "sliced_rows": lambda w, m, p, c: cost.sliced_events(w, narrowed(w, m), p, c),
 }
 
 

@@ -61,27 +61,30 @@ class Prices:
     gemv_fma : float
         One vector multiply-add of the kernel for a handful of tokens, its weight vector loaded.
     weight_line : float
-        One cache line of weights: in a network they come from beyond L2, layer after layer.
+        One cache line of a sparse weight: in a network they come from beyond L2, layer by layer.
+    dense_line : float
+        One cache line of a dense weight, which there is little arithmetic to hide behind.
     unit : float
         One panel of activations begun.
     """
 
     fma: float = 0.5
-    nonzero: float = 0.1
-    column: float = 1.53
+    nonzero: float = 0.6
+    column: float = 0.915
     load: float = 0.4
     loop: float = 3
-    mask: float = 1.6
-    lone_fma: float = 0.874
-    slice: float = 7.91
-    tile: float = 4.33
-    pack: float = 2.03
-    copy: float = 2.2
-    store: float = 2.49
+    mask: float = 1.66
+    lone_fma: float = 0.77
+    slice: float = 7.58
+    tile: float = 4.47
+    pack: float = 2.32
+    copy: float = 2.01
+    store: float = 1.41
     write: float = 0.7
     dense_fma: float = 1.26
     gemv_fma: float = 0.5
-    weight_line: float = 3.64
+    weight_line: float = 1.8
+    dense_line: float = 3.51
     unit: float = 20
 
 
@@ -179,11 +182,11 @@ def sliced_events(
     slices, blocks = math.ceil(rows / mr), math.ceil(columns / kb)
     groups = slices * blocks
     packed_lines = (6 * profile.nnz + (6 + 4 * mr) * groups) / 64
-    # Fewer than eight accumulators cannot hide the latency of a multiply-add.
+    # Fewer than eight accumulators cannot hide the latency of a multiply-add; scalars load faster.
     latency = max(1.0, 8 / (mr * nt) * 0.6)
     return {
         **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
-        "lone_fma": extent.vectors * profile.nnz * latency,
+        "lone_fma": extent.vectors * profile.nnz * latency * (1.0 if machine.lanes > 1 else 0.5),
         "nonzero": float(extent.panels * profile.nnz),
         "slice": float(extent.panels * groups),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
@@ -225,7 +228,7 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
     return {
         **_movement(workload, machine.lanes, extent, int(config.get("parts", 1))),
         "dense_fma": extent.vectors * padded * columns * max(0.5, loads / 2) * latency,
-        "weight_line": _fetched(padded * columns / 16, extent.panels, machine),
+        "dense_line": _fetched(padded * columns / 16, extent.panels, machine),
     }
 
 
@@ -236,7 +239,7 @@ def gemv_events(workload: Workload, machine: X86Machine) -> Events:
     vectors = math.ceil(g.m / machine.lanes) * g.k
     return {
         "gemv_fma": vectors * max(1.0, 0.4 * (g.n or SYMBOLIC_TOKENS)),
-        "weight_line": vectors * machine.lanes / 16,
+        "dense_line": vectors * machine.lanes / 16,
     }
 
 
