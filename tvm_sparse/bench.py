@@ -33,6 +33,7 @@ import numpy as np
 from .errors import InputError, SparseError
 from .files import read_onnx, save_onnx, write_text
 from .progress import SILENT, Progress
+from .runtime import aligned_empty
 
 VERSION = 1
 OURS = "tvm_sparse"
@@ -652,9 +653,13 @@ def _random_array(
         raise InputError(f"input '{value.name}' is {declared}, and the shape given is {shape}")
     sizes = [int(size) for size in shape]
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    # Aligned, as a careful caller's arrays are: what every system can take as it lies.
+    array = aligned_empty(tuple(sizes), dtype)
     if np.issubdtype(dtype, np.floating):
-        return rng.standard_normal(sizes).astype(dtype)
-    return rng.integers(0, 2, sizes).astype(dtype)
+        array[...] = rng.standard_normal(sizes)
+    else:
+        array[...] = rng.integers(0, 2, sizes)
+    return array
 
 
 def _build_onnxruntime(job: _Job, feed: _Feed) -> Call:

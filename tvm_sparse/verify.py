@@ -115,35 +115,33 @@ def _check_layer(
     seed: int,
 ) -> LayerCheck:
     """Run one kernel as it will be shipped; tensors that the epilogue adds are random here."""
-    x, shape = capture.x, capture.y64.shape
-    is_matmul = fused.site.workload.op == "matmul"
-    if is_matmul:
-        x, shape = x.reshape(-1, x.shape[-1]), (capture.y64.size // shape[-1], shape[-1])
+    x, shape = _as_kernel_sees(fused, capture.x), _as_kernel_sees(fused, capture.y64).shape
     rng = np.random.default_rng(seed)
     tensors = [rng.standard_normal(shape, np.float32) for _ in fused.fused.tensors]
     channels = [model.params[name].reshape(-1) for name in fused.fused.channels]
     got = np.zeros(shape, np.float32)
     _run_kernel(library, call, [x, *call.arrays, *channels, *tensors], got)
 
+    # Output features are the second axis of a matrix of results, and of images.
     rows = _rows(fused, capture)
-    want, magnitude = capture.reference64(rows)
-    axis = 1
     picked = slice(None) if rows is None else rows
+    want, magnitude = (_as_kernel_sees(fused, part) for part in capture.reference64(rows))
+    is_matmul = fused.site.workload.op == "matmul"
     terms = capture.terms[..., picked] if is_matmul else capture.terms[picked]
-    want, magnitude = (
-        (want.reshape(-1, want.shape[-1]), magnitude.reshape(-1, want.shape[-1]))
-        if is_matmul
-        else (want, magnitude)
-    )
-    broadcast = (-1,) if is_matmul else (-1, 1, 1)
+    trailing = (1,) * (len(shape) - 2)
     value, bound = evaluate64(
         fused.fused.epilogue,
         want,
         dot_bound(magnitude, terms),
-        [vector[picked].reshape(broadcast) for vector in channels],
+        [vector[picked].reshape(-1, *trailing) for vector in channels],
         [tensor[:, picked] for tensor in tensors],
     )
-    return compare(fused.site.name, got.take(rows, axis) if rows is not None else got, value, bound)
+    return compare(fused.site.name, got[:, picked], value, bound)
+
+
+def _as_kernel_sees(fused: FusedSite, array: np.ndarray) -> np.ndarray:
+    """Flatten the leading dimensions of a matmul's activations or results."""
+    return array.reshape(-1, array.shape[-1]) if fused.site.workload.op == "matmul" else array
 
 
 def _rows(fused: FusedSite, capture: Capture) -> list[int] | None:
