@@ -22,6 +22,7 @@ from .manifest import Manifest
 from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
+from .passes.find_fresh_outputs import find_fresh_outputs
 from .pipeline import Lowered, late_passes, lower_model
 from .planner import Decision, Plan, check_patterns, decide
 from .plugin import sparse_pipeline
@@ -369,4 +370,5 @@ def _manifest(
         report=json.loads(report.to_json()),
         digest=the_plan.digest,
         kernels=lowered.kernels,
+        fresh_outputs=find_fresh_outputs(lowered.mod),
     )

@@ -48,6 +48,9 @@ class Manifest:
         `Model.digest()` of the model that was compiled.
     kernels : mapping of str to tuple of str
         Layer names by kernel symbol, in the order in which one run calls that kernel.
+    fresh_outputs : tuple of bool
+        Whether each output is memory of its own, which a call may hand out without a copy; empty
+        when that is not known.
     """
 
     package_version: str
@@ -61,6 +64,7 @@ class Manifest:
     report: Mapping[str, Any] = field(default_factory=dict)
     digest: str = ""
     kernels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fresh_outputs: tuple[bool, ...] = ()
 
     def to_json(self) -> str:
         """Write the manifest as one line of ASCII JSON."""
@@ -94,6 +98,7 @@ class Manifest:
             report=_take(data, "report", dict),
             digest=_take(data, "digest", str),
             kernels=_take_kernels(data),
+            fresh_outputs=_take_flags(data, "fresh_outputs"),
         )
 
 
@@ -199,6 +204,13 @@ def _take(data: Mapping[str, Any], key: str, kind: type) -> Any:
 def _take_strings(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
     values = _take(data, key, list)
     if not all(isinstance(value, str) for value in values):
+        raise LibraryError(f"the library's manifest has a broken '{key}'")
+    return tuple(values)
+
+
+def _take_flags(data: Mapping[str, Any], key: str) -> tuple[bool, ...]:
+    values = _take(data, key, list)
+    if not all(isinstance(value, bool) for value in values):
         raise LibraryError(f"the library's manifest has a broken '{key}'")
     return tuple(values)
 

@@ -286,13 +286,13 @@ class CompiledModule:
         check_inputs(self.inputs, arrays)
         with self._lock:
             _configure_threads(self.threads)
-            tensors = [
+            operands = [
                 stage.tensor(array) for stage, array in zip(self._staging, arrays, strict=True)
             ]
             if instrument is not None:
                 self._machine["set_instrument"](instrument)
             try:
-                result = self._main(*tensors)
+                result = self._main(*operands)
             except (RuntimeError, ValueError) as error:
                 raise InputError(
                     f"the model failed on these inputs: {_first_line(error)}"
@@ -300,8 +300,12 @@ class CompiledModule:
             finally:
                 if instrument is not None:
                     self._machine["set_instrument"](None)
+            tensors = _flatten(result)
+            fresh = self.manifest.fresh_outputs
+            if len(fresh) != len(tensors):
+                fresh = (False,) * len(tensors)
             # Copied under the lock: an output may be an input's buffer or the model's constant.
-            return [np.array(np.from_dlpack(tensor)) for tensor in _flatten(result)]
+            return [_hand_out(tensor, own) for tensor, own in zip(tensors, fresh, strict=True)]
 
     def _instrumented(self, arrays: Sequence[Any]) -> list[tuple[str, float]]:
         calls: list[tuple[str, float]] = []
@@ -491,6 +495,12 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         raise InputError(
             f"input '{name}' cannot be read through DLPack: {_first_line(error)}"
         ) from None
+
+
+def _hand_out(tensor: Any, is_fresh: bool) -> np.ndarray:
+    """Give the caller an array of his own: the runtime's memory if nobody else has it."""
+    array = np.from_dlpack(tensor)
+    return array if is_fresh and array.flags.writeable else np.array(array)
 
 
 def _flatten(result: Any) -> list[Any]:
