@@ -171,8 +171,10 @@ def test_standard_error_that_is_a_pipe_stays_empty() -> None:
 
 
 def test_ctrl_c_on_a_real_terminal_leaves_no_line_behind() -> None:
+    # A run in the background ignores Ctrl-C, and its children inherit that.
     code = (
-        "import time\nfrom tvm_sparse.progress import Progress\n"
+        "import signal, time\nfrom tvm_sparse.progress import Progress\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "try:\n    with Progress(delay=0.0).phase('tune', total=9) as p:\n"
         "        p.step('conv1'); time.sleep(60)\n"
         "except KeyboardInterrupt:\n    print('stopped')"
