@@ -22,10 +22,13 @@ from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 
-# Floats of a packed block of activations: fills a 48 KiB L1 for the sparse kernel, which reuses all
-# of it for every panel of rows.
-_SPARSE_BLOCK = 12288
-_DENSE_BLOCK = 12288
+# Floats of a packed block of activations: a 48 KiB L1, since every panel of rows reuses all of it.
+_BLOCK_FLOATS = 12288
+
+# What a sparse layer is taken to keep, and nanoseconds of a vector multiply-add, where it is decided
+# whether threads pay: before the weight is known.
+_TYPICAL_DENSITY = 0.1
+_FMA_NANOSECONDS = 0.25
 
 # Register tiles (rows, vectors) by vector registers, the usual best first.
 _SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -115,11 +118,12 @@ def _space_over(
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(tiles, workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, _SPARSE_BLOCK, machine.lanes)
+        kb = block_length(columns, width, _BLOCK_FLOATS, machine.lanes)
         config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
         config["multiple"] = _multiple(config, machine.lanes)
-        heavy = workload.geometry.macs(cost.SYMBOLIC_TOKENS) * 0.1 / (machine.lanes * 4e3)
-        configs.append(_with_threads(config, workload, machine, heavy))
+        multiplied = workload.geometry.macs(cost.SYMBOLIC_TOKENS) / machine.lanes * _TYPICAL_DENSITY
+        one_core = multiplied * _FMA_NANOSECONDS * 1e-3
+        configs.append(_with_threads(config, workload, machine, one_core))
     return configs
 
 
@@ -131,7 +135,7 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(_DENSE_TILES[machine.registers], workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, _DENSE_BLOCK, machine.lanes)
+        kb = block_length(columns, width, _BLOCK_FLOATS, machine.lanes)
         config = {"mr": min(mr, rows // groups), "nt": nt, "kb": kb, "groups": groups}
         events = cost.dense_events(workload, machine, config)
         one_core = cost.microseconds(events, workload, machine, {})
