@@ -22,7 +22,7 @@ from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 
-# Floats of a packed block of activations: a 48 KiB L1, since every panel of rows reuses all of it.
+# Floats of a packed block of activations: a 48 KiB L1, as every panel of rows reuses all of it.
 _BLOCK_FLOATS = 12288
 
 # What a sparse layer is taken to keep, and nanoseconds of a vector multiply-add, where it is decided
