@@ -22,11 +22,11 @@ from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 
-# Floats of a packed block of activations: a 48 KiB L1, as every panel of rows reuses all of it.
+# Floats of a packed block of activations: 48 KiB of L1, which every panel of rows reuses.
 _BLOCK_FLOATS = 12288
 
-# What a sparse layer is taken to keep, and nanoseconds of a vector multiply-add, where it is decided
-# whether threads pay: before the weight is known.
+# What a sparse layer is taken to keep, and nanoseconds of one vector multiply-add: whether threads
+# pay is decided before the weight is known.
 _TYPICAL_DENSITY = 0.1
 _FMA_NANOSECONDS = 0.25
 
