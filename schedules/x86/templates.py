@@ -179,18 +179,24 @@ def _panel_kernel(
 def _build_sparse(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
-    shape = _shape(workload, machine, config, packed.config["bounds"])
-    weight = MaskedWeight(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
-    name = "spmm" if workload.op == "matmul" else "spconv"
-    return _panel_kernel(name, workload, machine, shape, weight)
+    return _build_packed(MaskedWeight, workload, machine, packed, config)
 
 
 def _build_sliced(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
-    machine = narrowed(workload, machine)
+    return _build_packed(SlicedWeight, workload, narrowed(workload, machine), packed, config)
+
+
+def _build_packed(
+    kind: type[MaskedWeight] | type[SlicedWeight],
+    workload: Workload,
+    machine: X86Machine,
+    packed: PackedWeight,
+    config: Config,
+) -> Any:
     shape = _shape(workload, machine, config, packed.config["bounds"])
-    weight = SlicedWeight(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
+    weight = kind(shape.mr, math.ceil(shape.rows / shape.mr), shape.blocks)
     name = "spmm" if workload.op == "matmul" else "spconv"
     return _panel_kernel(name, workload, machine, shape, weight)
 
