@@ -287,7 +287,8 @@ def _windows(x: np.ndarray, kernel: tuple[int, ...], conv: ConvAttributes) -> np
     top, left, bottom, right = conv.padding
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, conv.dilation, strict=True)]
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(2, 3))
+    image_axes: Any = (2, 3)  # older stubs of NumPy know one axis only
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axis=image_axes)
     (down, across), (tap_down, tap_across) = conv.strides, conv.dilation
     return view[:, :, ::down, ::across, ::tap_down, ::tap_across]
 

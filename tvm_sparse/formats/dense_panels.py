@@ -49,6 +49,6 @@ class DensePanels:
         """Restore the matrix."""
         rows, columns = packed.shape
         mr, groups = packed.config["mr"], packed.config["groups"]
-        values = packed.arrays["values"].reshape(groups, -1, columns, mr).transpose(0, 1, 3, 2)
-        values = values.reshape(groups, -1, columns)[:, : rows // groups]
-        return np.ascontiguousarray(values.reshape(rows, columns))
+        panels = packed.arrays["values"].reshape(groups, -1, columns, mr).transpose(0, 1, 3, 2)
+        padded = panels.reshape(groups, -1, columns)
+        return np.ascontiguousarray(padded[:, : rows // groups].reshape(rows, columns))
