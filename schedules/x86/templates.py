@@ -25,6 +25,9 @@ from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 # Floats of a packed block of activations: 48 KiB of L1, which every panel of rows reuses.
 _BLOCK_FLOATS = 12288
 
+# Blocks of columns are whole vectors of every width, whichever one the kernel takes.
+_BLOCK_STEP = 16
+
 # What a sparse layer is taken to keep, and nanoseconds of one vector multiply-add: whether threads
 # pay is decided before the weight is known.
 _TYPICAL_DENSITY = 0.1
@@ -48,11 +51,11 @@ _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 _PARALLEL_MICROSECONDS = 60.0
 
 
-def block_length(columns: int, width: int, floats: int, lanes: int) -> int:
-    """Cut `columns` in equal blocks of whole vectors, of at most `floats` / `width` each."""
-    longest = max(lanes, floats // width // lanes * lanes)
+def block_length(columns: int, width: int, floats: int, step: int) -> int:
+    """Cut `columns` in equal blocks, multiples of `step` and of at most `floats` / `width` each."""
+    longest = max(step, floats // width // step * step)
     blocks = math.ceil(columns / longest)
-    return math.ceil(columns / blocks / lanes) * lanes
+    return math.ceil(columns / blocks / step) * step
 
 
 def _columns(workload: Workload) -> int:
@@ -118,7 +121,7 @@ def _space_over(
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(tiles, workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, _BLOCK_FLOATS, machine.lanes)
+        kb = block_length(columns, width, _BLOCK_FLOATS, _BLOCK_STEP)
         config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
         config["multiple"] = _multiple(config, machine.lanes)
         multiplied = workload.geometry.macs(cost.SYMBOLIC_TOKENS) / machine.lanes * _TYPICAL_DENSITY

@@ -319,3 +319,13 @@ def test_decisions_are_plain_data():
     candidate = Candidate("dense", "gemv", {"mr": 16}, 3.0)
     decision = Decision("fc", "matmul", "dense", "gemv", {"mr": 16}, "model", "r", 3.0, 3.0)
     assert json.loads(Plan({}, 1, "d", (replace(decision, candidates=(candidate,)),)).to_json())
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 7, 16, None])
+@pytest.mark.parametrize("machine", [AVX2, AVX512], ids=["avx2", "avx512"])
+def test_configurations_of_very_long_rows_are_accepted(tokens, machine):
+    workload = Workload("matmul", MatmulGeometry(40, 25088, tokens), threads=2)
+    for template in TEMPLATES:
+        if template.supports(workload, machine):
+            for config in template.space(workload, machine):
+                check_config("layer", template, workload, machine, config)

@@ -173,3 +173,10 @@ def test_what_a_template_cannot_do_it_refuses_in_words(template, workload, words
     match = template_named(template).supports(workload, machine(8))
     assert not match
     assert words in match.reason
+
+
+@pytest.mark.parametrize("n", [1, 4, 8])
+def test_few_tokens_and_rows_of_several_blocks_agree_with_float64(n):
+    geometry = MatmulGeometry(33, 13000, n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES["bias"])
+    check_kernel("sliced_rows", workload, weight_for(geometry, 0.05, 0), 16)
