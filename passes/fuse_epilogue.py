@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.sym import Analyzer
 
 from ..model import Model
-from ..ops.base import static
+from ..ops.base import product, static
 from ..workload import Epilogue, EpilogueOp, EpilogueRef
 
 ACC = EpilogueRef("acc")
@@ -146,7 +146,7 @@ class _Growth:
             self.axis == last
             and len(shape) >= 1
             and _equal(shape[-1], self.features)
-            and _equal(_product(shape), _product(self.shape))
+            and _equal(product(shape), product(self.shape))
         )
 
     def operand(self, expression: Any) -> EpilogueRef | None:
@@ -328,13 +328,6 @@ def _extents(variable: Any) -> list[Any]:
     """Return the dimensions of a tensor, integers where they are known."""
     sizes = [(static(extent), extent) for extent in variable.ty.shape]
     return [extent if size is None else size for size, extent in sizes]
-
-
-def _product(shape: list[Any]) -> Any:
-    product: Any = 1
-    for extent in shape:
-        product = product * extent
-    return product
 
 
 def _equal(a: Any, b: Any) -> bool:

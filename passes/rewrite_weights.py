@@ -11,6 +11,7 @@ import tvm
 from tvm import relax
 
 from ..model import Model
+from ..ops.base import product
 from .collect_weights import FusedSite
 
 
@@ -104,7 +105,7 @@ def _emit_call(
         shape = list(value.ty.shape)
         if not is_matmul or len(shape) == 2:
             return value
-        return bind(_typed_reshape(value, [_product(shape[:-1]), shape[-1]]), name)
+        return bind(_typed_reshape(value, [product(shape[:-1]), shape[-1]]), name)
 
     is_matmul = fused_site.site.workload.op == "matmul"
     data = as_matrix(fused_site.data, "x")
@@ -115,7 +116,7 @@ def _emit_call(
     arguments += [as_matrix(tensor, f"t{i}") for i, tensor in enumerate(fused.tensors)]
     shape = list(result.ty.shape)
     if is_matmul and len(shape) != 2:
-        out_ty = relax.TensorType([_product(shape[:-1]), shape[-1]], "float32")
+        out_ty = relax.TensorType([product(shape[:-1]), shape[-1]], "float32")
         matrix = bind(_typed_call(symbols[call.symbol], arguments, out_ty), "y")
         bindings.append(relax.VarBinding(result, relax.op.reshape(matrix, shape)))
     else:
@@ -136,10 +137,3 @@ def _typed_reshape(value: Any, shape: Sequence[Any]) -> Any:
     call = relax.op.reshape(value, list(shape))
     relax.expr._update_type(call, relax.TensorType(list(shape), "float32"))
     return call
-
-
-def _product(extents: Sequence[Any]) -> Any:
-    product: Any = 1
-    for extent in extents:
-        product = product * extent
-    return product

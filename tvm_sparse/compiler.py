@@ -149,9 +149,11 @@ def compile(
     with progress.phase("load"):
         model = _load(source, shapes)
     resolved = resolve_target(target)
-    the_plan = _read_plan(plan) or _plan_for(model, resolved, threads, progress)
+    given = _read_plan(plan)
+    if given is not None:
+        _check_plan(given, model, resolved)
+    the_plan = given or _plan_for(model, resolved, threads, progress)
     machine = machine_of(resolved, the_plan.threads if threads is None else threads)
-    _check_plan(the_plan, model, resolved)
     sites = [
         replace(fused, site=_with_threads(fused.site, machine)) for fused in collect_weights(model)
     ]

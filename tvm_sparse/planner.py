@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import PlanError
+from .errors import PlanError, SparseError
+from .files import write_text
 from .ops import WeightSite
 from .profile import SparsityProfile
 from .schedules.base import KernelTemplate
@@ -110,13 +111,10 @@ class Plan:
         """Return the plan as JSON, and write it to `path` if one is given."""
         text = json.dumps({"version": VERSION, **asdict(self)}, indent=2) + "\n"
         if path is not None:
-            place = Path(path)
-            beside = place.with_name(place.name + ".part")
             try:
-                beside.write_text(text)
-                os.replace(beside, place)
-            except OSError as error:
-                raise PlanError(f"the plan cannot be written to '{place}': {error}") from None
+                write_text(path, text)
+            except SparseError as error:
+                raise PlanError(f"the plan cannot be written to '{path}': {error}") from None
         return text
 
     @classmethod

@@ -22,9 +22,6 @@ from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 
-# Floats of a packed block of activations: 48 KiB of L1, which every panel of rows reuses.
-_BLOCK_FLOATS = 12288
-
 # Blocks of columns are whole vectors of every width, whichever one the kernel takes.
 _BLOCK_STEP = 16
 
@@ -52,7 +49,10 @@ _PARALLEL_MICROSECONDS = 60.0
 
 
 def block_length(columns: int, width: int, floats: int, step: int) -> int:
-    """Cut `columns` in equal blocks, multiples of `step` and of at most `floats` / `width` each."""
+    """Cut `columns` in equal blocks, multiples of `step`, of at most `floats` / `width` each.
+
+    A packed block of activations fills L1, since every panel of rows reuses all of it.
+    """
     longest = max(step, floats // width // step * step)
     blocks = math.ceil(columns / longest)
     return math.ceil(columns / blocks / step) * step
@@ -121,7 +121,7 @@ def _space_over(
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(tiles, workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, _BLOCK_FLOATS, _BLOCK_STEP)
+        kb = block_length(columns, width, machine.l1_bytes // 4, _BLOCK_STEP)
         config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
         config["multiple"] = _multiple(config, machine.lanes)
         multiplied = workload.geometry.macs(cost.SYMBOLIC_TOKENS) / machine.lanes * _TYPICAL_DENSITY
@@ -138,7 +138,7 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(_DENSE_TILES[machine.registers], workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, _BLOCK_FLOATS, machine.lanes)
+        kb = block_length(columns, width, machine.l1_bytes // 4, machine.lanes)
         config = {"mr": min(mr, rows // groups), "nt": nt, "kb": kb, "groups": groups}
         events = cost.dense_events(workload, machine, config)
         one_core = cost.microseconds(events, workload, machine, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,3 +69,11 @@ def static(extent: Any) -> int | None:
     """Return a dimension as an integer, or None when it is symbolic."""
     value = getattr(extent, "value", extent)
     return int(value) if isinstance(value, int) else None
+
+
+def product(extents: Sequence[Any]) -> Any:
+    """Multiply dimensions, symbolic ones too."""
+    result: Any = 1
+    for extent in extents:
+        result = result * extent
+    return result
