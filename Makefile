@@ -36,6 +36,8 @@ $(TEST)/ready: pyproject.toml
 	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[test,bench]'
 	touch $@
 
+# The tests that run libraries on other processors need qemu-x86_64, and are skipped without it:
+# apt-get install qemu-user
 test:
 	rm -rf $(TEST)
 	$(MAKE) lint wheel-job
