@@ -13,7 +13,7 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch bench clean help
+.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
@@ -22,6 +22,7 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make bench       compare with other runtimes; rewrites the table of README.md"
+	@echo "make bench-kernels  measure single kernels, and draw docs/images/kernels.svg"
 	@echo "make clean       remove everything that these targets made"
 
 demo:
@@ -75,6 +76,11 @@ test-torch: $(TEST)/ready
 bench: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/readme_table.py
 
+# Hours, too; needs g++ for the hand-written bar. Cases that are there already are measured again.
+bench-kernels: $(TEST)/ready
+	$(TEST)/bin/python benchmarks/kernels.py
+	$(TEST)/bin/python benchmarks/plot_kernels.py
+
 clean:
-	rm -rf $(DEMO) $(TEST) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(DEMO) $(TEST) build dist benchmarks/bars/build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
