@@ -114,15 +114,16 @@ def scipy_csr(weight: np.ndarray, x: np.ndarray) -> CsrKernel:
     arrays = (csr.indptr, csr.indices, csr.data)
     flat, out = right.reshape(-1), y.reshape(-1)
 
+    product, sizes = (_sparsetools.csr_matvec, ()) if n == 1 else (_sparsetools.csr_matvecs, (n,))
+
     def call() -> None:
         out.fill(0)
-        _sparsetools.csr_matvecs(m, k, n, *arrays, flat, out)
+        product(m, k, *sizes, *arrays, flat, out)
 
-    tiny = sparse.csr_array(np.zeros((1, 1), np.float32))
-    nothing = partial(
-        _sparsetools.csr_matvecs,
-        *(1, 1, 1, tiny.indptr, tiny.indices, tiny.data, flat[:1], np.zeros(1, np.float32)),
-    )
+    # One row without a nonzero.
+    empty = sparse.csr_array((1, k), dtype=np.float32)
+    rest = (empty.indptr, empty.indices, empty.data, flat, np.zeros(n, np.float32))
+    nothing = partial(product, 1, k, *sizes, *rest)
     return CsrKernel(call, nothing, y, [*arrays, right, y])
 
 

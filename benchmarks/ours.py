@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tvm
 from bars import from_panels, to_panels, zeros
-from cases import Case, MatmulCase
+from cases import Case
 from timing import System, fastest
 from truth import Truth
 from tvm.script.ir_builder import IRBuilder
@@ -153,9 +153,9 @@ class Shop:
         """
         template = template_named(choice.template)
         packed = packed or FORMATS[template.format].pack(layer.matrix, choice.config)
-        function = self._function(template, layer.workload, packed, choice.config)
+        function, shapes = self._function(template, layer.workload, packed, choice.config)
         arrays = [np.asarray(a) for a in template.arguments(layer.workload, packed)]
-        ends = like.call.args if like else map(_tensor, self._activations(layer, choice))
+        ends = like.call.args if like else map(_tensor, _activations(layer, *shapes))
         x, *_, y = ends
         tensors = [x, *map(_tensor, arrays), y]
         views = [np.from_dlpack(tensor) for tensor in tensors]
@@ -163,7 +163,9 @@ class Shop:
 
         def output() -> np.ndarray:
             result = views[-1]
-            return from_panels(result, layer.case.columns) if layer.in_panels else result
+            if not layer.in_panels:
+                return result
+            return from_panels(result, layer.case.columns)[:, : len(layer.weight)]
 
         return Kernel(
             choice,
@@ -181,18 +183,10 @@ class Shop:
         if key not in self._compiled:
             function = template.build(workload, self.machine, packed, config)
             function = function.with_attr("global_symbol", "kernel")
-            self._compiled[key] = tvm.compile(function, self.target)["kernel"]
+            ends = function.params[0], function.params[-1]
+            shapes = [tuple(map(int, end.ty.shape)) for end in ends]
+            self._compiled[key] = tvm.compile(function, self.target)["kernel"], shapes
         return self._compiled[key]
-
-    def _activations(self, layer: Layer, choice: Choice) -> tuple[np.ndarray, np.ndarray]:
-        case = layer.case
-        if not isinstance(case, MatmulCase):
-            g = case.geometry
-            return layer.x, zeros((case.batch, g.out_channels, g.out_height, g.out_width))
-        if not layer.in_panels:
-            return layer.x, zeros((case.n, case.m))
-        x = to_panels(layer.x, self.machine.lanes * int(choice.config["nt"]))
-        return x, zeros((len(x), case.m, x.shape[2]))
 
     def search(self, layer: Layer, truth: Truth) -> Found:
         """Check and time everything; name the fastest kernels.
@@ -229,6 +223,19 @@ class Shop:
         seeds = range(0 if choice.is_dense else copies - 1)
         others = [self.build(permuted(layer, seed), choice, like=first) for seed in seeds]
         return System([k.call for k in (first, *others)], first.nothing, first.buffers)
+
+
+def _activations(
+    layer: Layer, x_shape: tuple[int, ...], y_shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the input as the kernel wants it, and room for its output."""
+    if not layer.in_panels:
+        return layer.x, zeros(y_shape)
+    panels = to_panels(layer.x, x_shape[2])
+    # Zeros behind the last feature, where a kernel asks for them.
+    x = zeros(x_shape)
+    x[:, : panels.shape[1]] = panels
+    return x, zeros(y_shape)
 
 
 def _time(entry: tuple[float, int, Choice]) -> float:
