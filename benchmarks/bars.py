@@ -154,9 +154,9 @@ class Problem:
         return Bar(self, index)
 
     def best(self, calls: int = 25) -> Bar:
-        """Time every candidate, the four most promising ones for longer, and return the fastest."""
-        times = {index: bar.fastest(3) for index, bar in enumerate(self)}
-        promising = sorted(times, key=times.__getitem__)[:4]
+        """Time every candidate, the six most promising ones for longer, and return the fastest."""
+        times = {index: bar.fastest(5) for index, bar in enumerate(self)}
+        promising = sorted(times, key=times.__getitem__)[:6]
         return min((self[index] for index in promising), key=lambda bar: bar.fastest(calls))
 
     def buffers(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
