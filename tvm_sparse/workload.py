@@ -16,11 +16,16 @@ class MatmulGeometry:
         Rows and columns of the weight, seen as (output features, input features).
     n : int or None
         Product of all leading dimensions of the activations; None when it is symbolic.
+    layout : str
+        How the activations lie: "rows" is [n, k] and [n, m]; "panels" is what kernels work on,
+        [panels, k + 1, width], zeros in the last row, and [panels, m, width], the width being
+        that of the kernel's tile.
     """
 
     m: int
     k: int
     n: int | None
+    layout: Literal["rows", "panels"] = "rows"
 
     @property
     def weight_shape(self) -> tuple[int, int]:

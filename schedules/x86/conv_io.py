@@ -20,7 +20,8 @@ from ...workload import Conv2dGeometry, Epilogue
 from ..epilogue import emit_epilogue, is_long
 from ..vectors import Vectors
 from .matmul_io import argument, flat
-from .panel_weights import RegisterTile
+from .packed_panel import PackedPanel
+from .register_tile import RegisterTile
 
 
 class ConvIO:
@@ -86,15 +87,18 @@ class ConvIO:
 
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """List what packing copies."""
+        self.panel = PackedPanel(self.vectors, self.kb, nt)
         if self.padded.needed:
             self._list_copies(first, nt)
 
-    def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
+    def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
         """Gather [kb][pixels] for the block's (channel, tap) rows."""
         if self.padded.needed:
-            self._pack_taps(panel, nt, block)
+            self._pack_taps(self.panel.buffer, nt, block)
         else:
-            self._pack_runs(panel, image, first, nt, block)
+            self._pack_runs(self.panel.buffer, image, first, nt, block)
+        self.panel.close()
+        return self.panel.buffer, 0
 
     def _block_length(self, block: Any) -> Any:
         depth = self.geometry.weight_shape[1]
@@ -171,9 +175,9 @@ class ConvIO:
                 value = v.load(self.source, base + self.source_at[copy])
                 v.store(panel, value, k * (nt * v.lanes) + self.target_at[copy])
 
-    def sums(self, size: int) -> Any:
+    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
         """Reserve a buffer of their own: results go straight to the image."""
-        return B.alloc_buffer((size,), "float32", scope="global")
+        return B.alloc_buffer((size,), "float32", scope="global"), 0
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Apply the epilogue and store each row's run of pixels, masked at the end of the image."""

@@ -12,7 +12,8 @@ from tvm.tirx.script import builder as B
 from ...workload import Epilogue, MatmulGeometry
 from ..epilogue import emit_epilogue
 from ..vectors import Vectors
-from .panel_weights import RegisterTile
+from .packed_panel import PackedPanel
+from .register_tile import RegisterTile
 
 
 class MatmulIO:
@@ -64,8 +65,15 @@ class MatmulIO:
         rows = -(-(row_range[1] - row_range[0]) // v.lanes) * v.lanes + self.mr
         self.result = B.alloc_buffer((rows * nt * v.lanes,), "float32", scope="global")
         self.first_row = row_range[0]
+        self.panel = PackedPanel(v, self.kb, nt)
 
-    def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
+    def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
+        """Transpose the block into a panel."""
+        self._pack(self.panel.buffer, first, nt, block)
+        self.panel.close()
+        return self.panel.buffer, 0
+
+    def _pack(self, panel: Any, first: Any, nt: int, block: Any) -> None:
         """Transpose squares of lanes x lanes into the panel; zeros behind the last feature."""
         v, k = self.vectors, self.geometry.k
         whole, rest = divmod(min(self.kb, k), v.lanes)
@@ -101,9 +109,9 @@ class MatmulIO:
             for i, row in enumerate(v.transpose(rows)):
                 v.store(panel, row, ((square * v.lanes + i) * nt + j) * v.lanes)
 
-    def sums(self, size: int) -> Any:
+    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
         """Sum up where the results will be."""
-        return self.result
+        return self.result, 0
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Keep the tile features-major until the unit ends."""

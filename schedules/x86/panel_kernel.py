@@ -18,7 +18,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
 from ..vectors import Vectors
-from .panel_weights import DenseWeight, MaskedWeight, RegisterTile, SlicedWeight
+from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
+from .register_tile import RegisterTile
 
 Weight = MaskedWeight | SlicedWeight | DenseWeight
 
@@ -79,14 +80,17 @@ class PanelIO(Protocol):
     def prepare(self, image: Any) -> None:
         """Emit what comes before the panels of an image."""
 
-    def pack(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
-        """Emit the packing of a block of columns [first, first + nt vectors) into `panel`."""
+    def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
+        """Emit what brings a block of X to hand, [kb][nt vectors]; return buffer and offset.
+
+        Padding in the weight names a row of zeros behind it, as the format was told.
+        """
 
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """Emit what one unit of work needs before its first block."""
 
-    def sums(self, size: int) -> Any:
-        """Return the buffer that holds the unit's rows between blocks of columns."""
+    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
+        """Return a buffer, and where in it the unit's rows lie between blocks of columns."""
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Emit the final store of a register tile."""
@@ -194,34 +198,26 @@ def _emit_rows(
     """One panel of activations times the weight rows from `low` to `high`."""
     vectors = Vectors(shape.lanes)
     width = nt * shape.lanes
-    depth = -(-shape.kb // shape.lanes) * shape.lanes
-    panel = B.alloc_buffer(((depth + 1) * width + shape.lanes,), "float32", scope="global")
     io.begin_unit((low[0], high[0]), first, nt)
-    sums = io.sums(shape.tallest * width) if shape.blocks > 1 else None
+    sums, origin = io.sums(shape.tallest * width, first) if shape.blocks > 1 else (None, 0)
     with B.serial(0, shape.blocks) as block:
-        io.pack(panel, image, first, nt, block)
-        # What padding names: a row of zeros behind the block. Packing may have run into it.
-        for j in range(nt):
-            vectors.store(panel, vectors.zero(), shape.kb * width + j * shape.lanes)
+        x, offset = io.block_of(image, first, nt, block)
         with B.serial(low[1], high[1]) as row_panel:
             tile = RegisterTile(vectors, shape.mr, nt)
             rows = [weight.row(args, block, row_panel, r) for r in range(shape.mr)]
 
             def at(r: int, rows: list[Any] = rows) -> Any:
-                return (rows[r] - low[0]) * width
+                return origin + (rows[r] - low[0]) * width
 
-            if sums is None:
-                tile.clear()
-            else:
-                with B.If(block == 0):
-                    with B.Then():
-                        tile.clear()
-                    with B.Else():
-                        tile.read(sums, at)
-            weight.accumulate(args, tile, io.group(image), block, row_panel, panel)
+            tile.clear()
+            weight.accumulate(args, tile, io.group(image), block, row_panel, x, offset)
             if sums is None:
                 io.store_rows(tile, rows, image, first)
             else:
+                # Added behind the block rather than loaded before it: the loads then wait for
+                # nothing, and the multiply-adds do not wait for them.
+                with B.If(block > 0), B.Then():
+                    tile.add(sums, at)
                 with B.If(block == shape.blocks - 1):
                     with B.Then():
                         io.store_rows(tile, rows, image, first)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
+from .panels_io import PanelsIO
 
 # Blocks of columns are whole vectors of every width, whichever one the kernel takes.
 _BLOCK_STEP = 16
@@ -100,7 +102,17 @@ def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
 
 def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
     machine = narrowed(workload, machine)
-    return _space_over(_SLICED_TILES[machine.registers], workload, machine)
+    configs = _space_over(_SLICED_TILES[machine.registers], workload, machine)
+    shares = [2, 1] if machine.lanes > 1 else [1]
+    # Activations that come in panels have their zeros behind the last feature.
+    panels = getattr(workload.geometry, "layout", "rows") == "panels"
+    more = {"zeros_behind": "matrix"} if panels else {}
+    return [
+        {**config, "share": share, **more}
+        for config in configs
+        for share in shares
+        if config["mr"] % share == 0
+    ]
 
 
 def narrowed(workload: Workload, machine: X86Machine) -> X86Machine:
@@ -170,8 +182,10 @@ def _panel_kernel(
     name: str, workload: Workload, machine: X86Machine, shape: PanelShape, weight: Weight
 ) -> Any:
     geometry = workload.geometry
-    io: MatmulIO | ConvIO
-    if isinstance(geometry, MatmulGeometry):
+    io: MatmulIO | PanelsIO | ConvIO
+    if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
+        io = PanelsIO(geometry, workload.epilogue, machine.lanes, shape)
+    elif isinstance(geometry, MatmulGeometry):
         io = MatmulIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
     else:
         assert geometry is not None
@@ -188,11 +202,12 @@ def _build_sparse(
 def _build_sliced(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
-    return _build_packed(SlicedWeight, workload, narrowed(workload, machine), packed, config)
+    kind = partial(SlicedWeight, share=packed.config["share"])
+    return _build_packed(kind, workload, narrowed(workload, machine), packed, config)
 
 
 def _build_packed(
-    kind: type[MaskedWeight] | type[SlicedWeight],
+    kind: Callable[[int, int, int], Weight],
     workload: Workload,
     machine: X86Machine,
     packed: PackedWeight,
@@ -225,10 +240,13 @@ def _supports_sparse(workload: Workload, machine: X86Machine) -> Match:
         )
     if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
         return Match(False, f"a convolution of {geometry.groups} groups has no sparse kernel")
-    return Match(True)
+    return _supports_dense(workload, machine)
 
 
 def _supports_dense(workload: Workload, machine: X86Machine) -> Match:
+    geometry = workload.geometry
+    if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels" and geometry.n is None:
+        return Match(False, "activations in panels need a known number of tokens")
     return Match(True)
 
 
@@ -238,6 +256,8 @@ def _supports_gemv(workload: Workload, machine: X86Machine) -> Match:
         return Match(False, "only for matrix products")
     if geometry.n is None or geometry.n > MAX_TOKENS:
         return Match(False, f"only for 1 to {MAX_TOKENS} tokens")
+    if geometry.layout == "panels":
+        return Match(False, "takes activations in rows, not in panels")
     return Match(True)
 
 

@@ -26,6 +26,9 @@ CONFIGS = {
         {"mr": 2, "kb": 48},
         {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
         {"mr": 16, "kb": 4096},
+        {"mr": 2, "kb": 16, "share": 2},
+        {"mr": 4, "kb": 32, "parts": 2, "multiple": 8, "share": 2},
+        {"mr": 6, "kb": 24, "share": 2, "zeros_behind": "matrix"},
     ],
 }
 CASES = [(name, config) for name, configs in CONFIGS.items() for config in configs]
