@@ -22,7 +22,7 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make bench       compare with other runtimes; rewrites the table of README.md"
-	@echo "make bench-kernels  measure single kernels, and draw docs/images/kernels.svg"
+	@echo "make bench-kernels  measure single kernels; draws docs/images/kernels.svg"
 	@echo "make clean       remove everything that these targets made"
 
 demo:
@@ -76,8 +76,9 @@ test-torch: $(TEST)/ready
 bench: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/readme_table.py
 
-# Hours, too; needs g++ for the hand-written bar. Cases that are there already are measured again.
+# Hours of the same; needs g++ for the hand-written bar. Cases that are there already are measured again.
 bench-kernels: $(TEST)/ready
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[kernels]'
 	$(TEST)/bin/python benchmarks/kernels.py
 	$(TEST)/bin/python benchmarks/plot_kernels.py
 

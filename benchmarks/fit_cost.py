@@ -69,15 +69,18 @@ CONVS = [
 WEIGHTS = 8
 # What calling a kernel from Python costs.
 CALL_MICROSECONDS = 1.0
-DENSITIES = [0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
+DENSITIES = [0.5, 0.3, 0.1, 0.05, 0.02]
+# Configurations of each template that are measured for a layer and density, other ones each time.
+CONFIGS = 3
 
 
-# What no processor of this kind goes below: two multiply-adds, two loads, one store a cycle. They
-# keep the fit from explaining one kernel's noise by another one's price.
+# What no processor goes below that issues two multiply-adds and two loads a cycle. They keep the
+# fit from explaining one kernel's noise by another one's price.
 FLOORS = {
     "fma": 0.5,
-    "nonzero": 0.6,
-    "load": 0.4,
+    "nonzero": 0.3,
+    "load": 0.2,
+    "far_load": 0.2,
     "loop": 3.0,
     "mask": 0.5,
     "lone_fma": 0.5,
@@ -201,14 +204,22 @@ def cases(machine):
                 template = template_named(name)
                 if not template.supports(workload, machine):
                     continue
-                for config in template.space(workload, machine)[:2]:
-                    tile = f"{config.get('mr')}x{config.get('nt')}"
+                for config in chosen(template.space(workload, machine), density):
+                    tile = f"{config.get('mr')}x{config.get('nt')}x{config.get('kb')}"
                     columns = getattr(workload.geometry, "n", None)
                     where = "x".join(map(str, shape)) + (f"@{columns}" if columns else "")
                     if not columns:
                         where += f"@{workload.geometry.in_height}"
                     key = f"{workload.op} {where} density {density} {name} {tile}"
                     yield key, workload, shape, density, name, config
+
+
+def chosen(space, density):
+    """Take some configurations of a space: the first, and others that change with the density."""
+    step = DENSITIES.index(density) if density in DENSITIES else 0
+    others = list(space[1:])
+    turned = others[step % max(1, len(others)) :] + others[: step % max(1, len(others))]
+    return [space[0], *turned[: CONFIGS - 1]]
 
 
 def with_events(rows, machine):
@@ -226,12 +237,12 @@ def with_events(rows, machine):
 
 def fit(rows, gigahertz):
     """Solve for the prices that minimise relative errors; prices stay positive."""
-    target = resolve_target("native")
-    rows[:] = with_events(rows, machine_of(target, 1))
-    names = list(asdict(cost.PRICES))
+    machine = machine_of(resolve_target("native"), 1)
+    rows[:] = with_events(rows, machine)
+    names = list(asdict(cost.PRICES[machine.fma_per_cycle]))
     matrix = np.array([[row["events"].get(name, 0.0) for name in names] for row in rows])
     measured = np.array([row["us"] for row in rows]) * gigahertz * 1e3
-    prices = asdict(cost.PRICES)
+    prices = asdict(cost.PRICES[machine.fma_per_cycle])
     start = np.array([max(prices[name], FLOORS.get(name, 0.1)) for name in names])
     # A mild pull towards the prices at hand decides what the measurements leave open.
     pull = 0.05 * np.diag(1 / start)

@@ -18,8 +18,9 @@ from .workload import MatmulGeometry, Workload
 _WORKLOAD = Workload("matmul", MatmulGeometry(192, 192, 192))
 _ROUNDS = 30
 
-# What one vector multiply-add of that kernel takes, packing included, where two are issued a cycle.
-_CYCLES_PER_FMA = 0.56
+# What one vector multiply-add of that kernel takes, packing included, by how many are issued a
+# cycle.
+_CYCLES_PER_FMA: dict[int, float] = {2: 0.56, 1: 1.09}
 
 # By target, since one process plans many models: a clock does not change.
 _gigahertz: dict[str, float] = {}
@@ -70,4 +71,4 @@ def _time_dense_kernel(target: Any, machine: X86Machine) -> float:
     # The fastest round is the machine's; what is slower shared it with others.
     seconds = min(times)
     instructions = geometry.macs() / machine.lanes
-    return instructions * _CYCLES_PER_FMA / seconds / 1e9
+    return instructions * _CYCLES_PER_FMA[machine.fma_per_cycle] / seconds / 1e9

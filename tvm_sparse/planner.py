@@ -15,7 +15,7 @@ from .files import write_text
 from .ops import WeightSite
 from .profile import SparsityProfile
 from .schedules.base import KernelTemplate
-from .schedules.x86.templates import TEMPLATES
+from .schedules.x86.templates import TEMPLATES, block_step
 from .targets import X86Machine
 from .workload import Workload
 
@@ -241,11 +241,13 @@ def _check_tile(
     where: str, workload: Workload, machine: X86Machine, config: Mapping[str, Any]
 ) -> None:
     assert workload.geometry is not None
-    columns, kb = workload.geometry.weight_shape[1], config.get("kb", machine.lanes)
-    if kb % machine.lanes and kb < columns:
+    step = block_step(workload, machine.lanes)
+    columns, kb = workload.geometry.weight_shape[1], config.get("kb", step)
+    if kb % step and kb < columns:
+        what = "the vector width" if workload.op == "matmul" else "the taps of a channel"
         raise PlanError(
-            f"{where} needs a multiple of {machine.lanes} (the vector width) as 'kb', or at least "
-            f"all {columns} columns, not {kb}"
+            f"{where} needs a multiple of {step} ({what}) as 'kb', or at least all {columns} "
+            f"columns, not {kb}"
         )
     if config.get("mr", 1) * config.get("nt", 1) > _ACCUMULATORS:
         raise PlanError(

@@ -21,6 +21,10 @@ SHORT_NAMES: dict[str, str] = {
 }
 
 
+# Processors that run 512-bit instructions on data paths of 256 bits.
+_HALF_WIDTH = frozenset({"znver4"})
+
+
 @dataclass(frozen=True)
 class X86Machine:
     """The vector unit and caches that x86 kernel templates are shaped by.
@@ -32,9 +36,12 @@ class X86Machine:
     registers : int
         Vector registers.
     l1_bytes, l2_bytes : int
-        Data cache of one core.
+        Data cache of one core. Cores with 32 KiB of L1 like blocks of 48 KiB as well: what does not
+        fit, they fetch from L2 beside the arithmetic.
     threads : int
         Threads that a compiled module is planned for.
+    fma_per_cycle : int
+        Vector multiply-adds issued a cycle: 1 where the data paths are half as wide as the vector.
     gigahertz : float
         Clock that turns estimated cycles into time: nominal, or measured by `calibration`.
     """
@@ -45,6 +52,7 @@ class X86Machine:
     l1_bytes: int = 48 << 10
     l2_bytes: int = 1 << 20
     threads: int = 1
+    fma_per_cycle: int = 2
     gigahertz: float = 4.0
 
 
@@ -120,4 +128,10 @@ def machine_of(target: Any, threads: int | None = None) -> X86Machine:
         if threads is not None
         else int(os.environ.get("TVM_NUM_THREADS", "0")) or os.cpu_count() or 1
     )
-    return X86Machine(mcpu=mcpu, lanes=lanes, registers=32 if lanes == 16 else 16, threads=count)
+    return X86Machine(
+        mcpu=mcpu,
+        lanes=lanes,
+        registers=32 if lanes == 16 else 16,
+        threads=count,
+        fma_per_cycle=1 if lanes == 16 and mcpu in _HALF_WIDTH else 2,
+    )

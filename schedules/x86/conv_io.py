@@ -138,8 +138,8 @@ class ConvIO:
     def _list_copies(self, first: Any, nt: int) -> None:
         """List the vector copies that fill a panel: for each row of pixels it crosses, a run.
 
-        A run's last copy may pass the row's end; the next run's first copy mends that, since it
-        comes later. The list is the same for every (channel, tap), so that its loop is foreseen.
+        A run ends with a copy that ends where it ends; only a run shorter than a vector is passed
+        by its copy. The list is the same for every (channel, tap).
         """
         g, v, p = self.geometry, self.vectors, self.padded
         width = nt * v.lanes
@@ -153,27 +153,52 @@ class ConvIO:
             B.buffer_store(self.source_at, T.int32(0), [i])
             B.buffer_store(self.target_at, T.int32(0), [i])
         pixel = B.alloc_buffer((1,), "int32", scope="global")
+        start = T.Cast("int32", first)
         B.buffer_store(self.copies, T.int32(0), [0])
-        B.buffer_store(pixel, T.Cast("int32", first), [0])
+        B.buffer_store(pixel, start, [0])
         last = T.Cast("int32", T.min(first + width, g.pixels))
         with B.While(pixel[0] < last):
             at = self.copies[0]
             row = T.floordiv(pixel[0], g.out_width)
-            B.buffer_store(self.source_at, row * (p.row_stride - g.out_width) + pixel[0], [at])
-            B.buffer_store(self.target_at, pixel[0] - T.Cast("int32", first), [at])
+            run_start = T.max(start, row * g.out_width)
+            run_end = T.min(last, (row + 1) * g.out_width)
+            copied = T.min(pixel[0], T.max(run_start, run_end - v.lanes))
+            B.buffer_store(self.source_at, row * (p.row_stride - g.out_width) + copied, [at])
+            B.buffer_store(self.target_at, copied - start, [at])
             B.buffer_store(self.copies, at + 1, [0])
-            step = T.min(pixel[0] + v.lanes, (row + 1) * g.out_width)
-            B.buffer_store(pixel, step, [0])
+            B.buffer_store(pixel, T.min(copied + v.lanes, run_end), [0])
 
     def _pack_taps(self, panel: Any, nt: int, block: Any) -> None:
+        """Copy every tap of a block's channels; a block of columns is whole channels.
+
+        Where runs are no shorter than a vector, but for a panel's first and last, all taps of a
+        channel go through the list together. Its last copy then comes first: what it writes behind
+        the panel's row is the start of the next tap's, which the others write after it. Else tap
+        follows tap, and the next one mends what a copy passes.
+        """
         g, v, p = self.geometry, self.vectors, self.padded
-        taps = g.kernel[0] * g.kernel[1]
-        with B.serial(0, self._block_length(block)) as k:
-            row = block * self.kb + k
-            base = p.tap_offset(T.floordiv(row, taps), T.floormod(row, taps))
-            with B.serial(0, self.copies[0]) as copy:
-                value = v.load(self.source, base + self.source_at[copy])
-                v.store(panel, value, k * (nt * v.lanes) + self.target_at[copy])
+        rows, columns = g.kernel
+        width = nt * v.lanes
+        together = nt > 1 and g.out_width >= v.lanes
+        with B.serial(0, T.floordiv(self._block_length(block), rows * columns)) as channel:
+            source = p.channel_offset(block * (self.kb // (rows * columns)) + channel)
+            target = channel * (rows * columns * width)
+
+            def copy_taps(copy: Any, taps: Sequence[tuple[int, int]]) -> None:
+                """Copy some taps, at constant distances from each other."""
+                from_, to = source + self.source_at[copy], target + self.target_at[copy]
+                for y, x in taps:
+                    value = v.load(self.source, from_ + p.tap_offset(y, x))
+                    v.store(panel, value, to + (y * columns + x) * width)
+
+            taps = [(y, x) for y in range(rows) for x in range(columns)]
+            if together:
+                with B.serial(0, self.copies[0]) as i:
+                    copy_taps(T.if_then_else(i == 0, self.copies[0] - 1, i - 1), taps)
+            else:
+                for tap in taps:
+                    with B.serial(0, self.copies[0]) as i:
+                        copy_taps(i, [tap])
 
     def sums(self, size: int, first: Any) -> tuple[Any, Any]:
         """Reserve a buffer of their own: results go straight to the image."""
@@ -267,17 +292,15 @@ class PaddedImage:
         """Distance between output rows."""
         return self.geometry.strides[0] * self.width
 
-    def tap_offset(self, channel: Any, tap: Any) -> Any:
-        """Offset of a (channel, tap) from that of the first output pixel."""
+    def channel_offset(self, channel: Any) -> Any:
+        """Offset of a channel's first plane."""
+        return channel * (self.phases * self.plane)
+
+    def tap_offset(self, y: int, x: int) -> int:
+        """Offset of tap (y, x) from the first one's, in the same channel."""
         g = self.geometry
-        y = T.floordiv(tap, g.kernel[1]) * g.dilation[0]
-        x = T.floormod(tap, g.kernel[1]) * g.dilation[1]
-        phase = T.floormod(x, self.phases)
-        return (
-            (channel * self.phases + phase) * self.plane
-            + y * self.width
-            + T.floordiv(x, self.phases)
-        )
+        phase, column = x * g.dilation[1] % self.phases, x * g.dilation[1] // self.phases
+        return phase * self.plane + y * g.dilation[0] * self.width + column
 
     def emit_channel(self, x: Any, target: Any, image: Any, channel: Any) -> None:
         """Copy one channel: zeros where the padding is, the image elsewhere."""
@@ -301,22 +324,37 @@ class PaddedImage:
                 self._copy_run(x, source + row * g.in_width + start, target, at, count)
 
     def _copy_run(self, x: Any, source: Any, target: Any, at: Any, count: int) -> None:
-        """Copy `count` elements, every phases-th of x."""
-        v = self.vectors
-        whole = count // v.lanes
-        if self.phases == 1:
-            with B.serial(0, whole) as i:
-                v.store(target, v.load(x, source + i * v.lanes), at + i * v.lanes)
-        elif self.phases == 2:
-            # The second load may not pass the run's end, so the last vector is left to the scalar
-            # loop.
-            whole = max(0, (2 * count - 1) // (2 * v.lanes))
-            evens = [2 * k for k in range(v.lanes)]
-            with B.serial(0, whole) as i:
-                low = v.load(x, source + 2 * i * v.lanes)
-                high = v.load(x, source + (2 * i + 1) * v.lanes)
-                v.store(target, tirx.Shuffle([low, high], evens), at + i * v.lanes)
-        else:
-            whole = 0
-        with B.serial(whole * v.lanes, count) as i:
-            B.buffer_store(target, x[source + i * self.phases], [at + i])
+        """Copy `count` elements, every phases-th of x.
+
+        The last vector ends where the run ends, over the one before it; a run shorter than a vector
+        takes narrower ones.
+        """
+        lanes = min(self.vectors.lanes, 1 << (count.bit_length() - 1))
+        v = Vectors(lanes)
+        if self.phases > 2:
+            with B.serial(0, count) as i:
+                B.buffer_store(target, x[source + i * self.phases], [at + i])
+            return
+        whole, rest = divmod(count, lanes)
+
+        def copy(first: Any, is_last: bool) -> None:
+            value = self._load_every(v, x, source + first * self.phases, is_last)
+            v.store(target, value, at + first)
+
+        # The vector that ends the run must not read behind it, where the image may end.
+        steps = whole if rest else whole - 1
+        with B.serial(0, steps) as i:
+            copy(i * lanes, False)
+        copy(count - lanes, True)
+
+    def _load_every(self, v: Vectors, x: Any, source: Any, is_last: bool) -> Any:
+        """Load elements `phases` apart; `is_last` reads nothing behind the last of them."""
+        if self.phases == 1 or v.lanes == 1:
+            return v.load(x, source)
+        evens, back = [2 * k for k in range(v.lanes)], 0
+        if is_last:
+            # Half of them are then the odd ones of a vector that begins one earlier.
+            back = 1
+            evens = [k if k < v.lanes else k + 1 for k in evens]
+        pair = [v.load(x, source), v.load(x, source + v.lanes - back)]
+        return tirx.Shuffle(pair, evens)

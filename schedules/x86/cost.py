@@ -1,9 +1,10 @@
 """What the x86 kernels cost, in cycles of one core: how often each event happens, times its price.
 
-The prices were fitted by `benchmarks/fit_cost.py`, which measures the kernels and solves for them;
-they hold for wide out-of-order cores (two multiply-adds and two loads a cycle) and for weights
-that are not in L1 or L2 and loops whose lengths the branch predictor has not seen, as in a network.
-They rank candidates on a machine, and `X86Machine.gigahertz` turns them into time there.
+The prices were fitted by `benchmarks/fit_cost.py`, which measures the kernels and solves for them,
+for weights that are not in L1 or L2 and loops whose lengths the branch predictor has not seen, as
+in a network. There is one table for cores that issue two vector multiply-adds and two vector loads
+a cycle, and one for those that issue one of each because their data paths are half as wide as the
+vector. They rank candidates on a machine, and `X86Machine.gigahertz` turns them into time there.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Prices:
         One column of a register tile: its index, its address, its turn of the loop.
     load : float
         One vector of activations loaded for a column.
+    far_load : float
+        One such vector that was not in L1, since the block is longer than that.
     loop : float
         One loop over the columns of a mask, with its mispredicted end.
     mask : float
@@ -72,6 +75,7 @@ class Prices:
     nonzero: float = 0.6
     column: float = 0.915
     load: float = 0.4
+    far_load: float = 0.6
     loop: float = 3
     mask: float = 1.66
     lone_fma: float = 0.77
@@ -88,21 +92,45 @@ class Prices:
     unit: float = 20
 
 
-PRICES = Prices()
+# By vector multiply-adds a cycle.
+PRICES: dict[int, Prices] = {
+    2: Prices(),
+    1: Prices(
+        fma=0.666,
+        nonzero=0.3,
+        column=1.48,
+        load=0.596,
+        far_load=0.744,
+        loop=3,
+        mask=0.5,
+        lone_fma=1.32,
+        slice=5,
+        tile=5.2,
+        pack=4.5,
+        copy=4.73,
+        store=1,
+        write=2.03,
+        dense_fma=2.16,
+        gemv_fma=1.0,
+        weight_line=0.1,
+        dense_line=3.32,
+        unit=59.6,
+    ),
+}
 
 Events = Mapping[str, float]
 
 
-def cycles(events: Events) -> float:
+def cycles(events: Events, machine: X86Machine) -> float:
     """Sum up events by their prices."""
-    prices = asdict(PRICES)
+    prices = asdict(PRICES[machine.fma_per_cycle])
     return sum(prices[name] * count for name, count in events.items())
 
 
 def microseconds(events: Events, workload: Workload, machine: X86Machine, config: Config) -> float:
     """Turn events into time on the threads that the configuration uses."""
     threads = max(1, min(int(config.get("threads", 1)), workload.threads))
-    one_core = cycles(events) / (machine.gigahertz * 1e3)
+    one_core = cycles(events, machine) / (machine.gigahertz * 1e3)
     if threads == 1:
         return one_core
     return one_core / (threads * _PARALLEL_EFFICIENCY) + _FORK_MICROSECONDS
@@ -165,6 +193,7 @@ def sparse_events(
         "nonzero": float(extent.panels * profile.nnz),
         "column": extent.panels * touched,
         "load": extent.vectors * touched,
+        "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
         "loop": extent.panels * groups * loops,
         "mask": float(extent.panels * (groups << mr)),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
@@ -193,11 +222,19 @@ def sliced_events(
         "lone_fma": extent.vectors * alone * latency * (1.0 if machine.lanes > 1 else 0.5),
         "fma": extent.vectors * shared * profile.nnz * latency,
         "load": extent.vectors * shared * profile.nnz / 2,
+        "far_load": extent.vectors
+        * (alone + shared * profile.nnz / 2)
+        * _far(min(kb, columns), nt, machine),
         "nonzero": float(extent.panels * profile.nnz),
         "slice": float(extent.panels * groups),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
         "weight_line": _fetched(packed_lines, extent.panels, machine),
     }
+
+
+def _far(kb: int, nt: int, machine: X86Machine) -> float:
+    """Share of the loads of a block of activations that L1 does not serve."""
+    return max(0.0, 1 - machine.l1_bytes / (4 * kb * nt * machine.lanes))
 
 
 def _shared_by_pairs(density: float) -> float:
@@ -249,7 +286,7 @@ def gemv_events(workload: Workload, machine: X86Machine) -> Events:
     g = workload.geometry
     vectors = math.ceil(g.m / machine.lanes) * g.k
     return {
-        "gemv_fma": vectors * max(1.0, 0.4 * (g.n or SYMBOLIC_TOKENS)),
+        "gemv_fma": vectors * (g.n or SYMBOLIC_TOKENS),
         "dense_line": vectors * machine.lanes / 16,
     }
 

@@ -17,10 +17,13 @@ from ..epilogue import emit_epilogue
 from ..vectors import Vectors
 from .matmul_io import argument, flat
 
-MAX_TOKENS = 8
+# Tokens by vector registers: each has an accumulator for every vector of the weight.
+MAX_TOKENS: dict[int, int] = {32: 15, 16: 8}
 
-# Accumulators: enough to hide the latency of a multiply-add, few enough for the registers.
-_ACCUMULATORS = 16
+# Accumulators by vector registers: enough to hide the latency of a multiply-add, and no more
+# streams of weights than the prefetcher follows.
+_ACCUMULATORS: dict[int, int] = {32: 24, 16: 8}
+_STREAMS = 8
 
 
 def build_gemv(
@@ -31,7 +34,7 @@ def build_gemv(
     assert isinstance(geometry, MatmulGeometry) and geometry.n is not None
     lanes, tokens = machine.lanes, geometry.n
     panels = math.ceil(geometry.m / lanes)
-    together = min(panels, max(1, (_ACCUMULATORS if machine.registers == 32 else 8) // tokens))
+    together = min(panels, _STREAMS, max(1, _ACCUMULATORS[machine.registers] // tokens))
     epilogue = workload.epilogue
     with IRBuilder() as builder:
         with B.prim_func():

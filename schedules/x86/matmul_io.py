@@ -100,14 +100,18 @@ class MatmulIO:
     ) -> None:
         v, k = self.vectors, self.geometry.k
         with B.serial(0, nt) as j:
-            rows = []
-            for i in range(v.lanes):
+
+            def base_of(i: int) -> Any:
                 token = T.min(first + j * v.lanes + i, self.tokens - 1)
-                base = token * k + block * self.kb + square * v.lanes
-                value = v.load(self.x, base) if rest is None else v.load_masked(self.x, base, rest)
-                rows.append(v.keep(value))
-            for i, row in enumerate(v.transpose(rows)):
-                v.store(panel, row, ((square * v.lanes + i) * nt + j) * v.lanes)
+                return token * k + block * self.kb + square * v.lanes
+
+            def row(i: int) -> Any:
+                if rest is None:
+                    return v.keep(v.load(self.x, base_of(i)))
+                return v.keep(v.load_masked(self.x, base_of(i), rest))
+
+            for i, column in enumerate(v.transpose([row(i) for i in range(v.lanes)])):
+                v.store(panel, column, ((square * v.lanes + i) * nt + j) * v.lanes)
 
     def sums(self, size: int, first: Any) -> tuple[Any, Any]:
         """Sum up where the results will be."""

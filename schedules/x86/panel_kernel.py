@@ -43,15 +43,19 @@ class Tiles:
 
 
 def split_columns(columns: Any, nt: int, lanes: int) -> Tiles:
-    """Cover `columns` by panels of `nt` vectors and a narrower rest.
+    """Cover `columns` by as few panels of at most `nt` vectors as it takes.
 
-    A known number of columns ends in one panel that is as narrow as possible; a symbolic one ends
-    in panels of one vector.
+    A known number is shared out evenly, since a narrow panel costs nearly as much as a wide one and
+    threads get equal work; a symbolic one ends in panels of one vector.
     """
-    width = nt * lanes
     if isinstance(columns, int):
-        rest = columns % width
-        return Tiles(nt, columns // width, -(-rest // lanes), 1 if rest else 0)
+        vectors = -(-columns // lanes)
+        panels = max(1, -(-vectors // nt))
+        narrow, wider = divmod(vectors, panels)
+        if not wider:
+            return Tiles(narrow, panels, narrow, 0)
+        return Tiles(narrow + 1, wider, narrow, panels - wider)
+    width = nt * lanes
     full = T.floordiv(columns, width)
     return Tiles(nt, full, 1, T.floordiv(columns - full * width + lanes - 1, lanes))
 

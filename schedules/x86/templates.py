@@ -24,7 +24,7 @@ from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 
-# Blocks of columns are whole vectors of every width, whichever one the kernel takes.
+# Blocks of a matmul's columns are whole vectors of every width, whichever one the kernel takes.
 _BLOCK_STEP = 16
 
 # What a sparse layer is taken to keep, and nanoseconds of one vector multiply-add: whether threads
@@ -34,17 +34,23 @@ _FMA_NANOSECONDS = 0.25
 
 # Register tiles (rows, vectors) by vector registers, the usual best first.
 _SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
-    32: ((4, 4), (2, 4), (4, 2), (4, 1)),
-    16: ((4, 2), (3, 3), (2, 4), (4, 1)),
+    32: ((6, 4), (4, 4), (4, 2), (6, 1)),
+    16: ((3, 4), (2, 4), (6, 2), (4, 1)),
 }
 _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
-    32: ((4, 4), (2, 4), (6, 4), (4, 2), (8, 2), (8, 1), (16, 1)),
-    16: ((2, 4), (4, 2), (3, 3), (8, 1), (12, 1)),
+    32: ((4, 4), (6, 4), (4, 2), (6, 1)),
+    16: ((2, 4), (4, 2), (6, 1)),
 }
+# One token: vectors of one float, whose rows the compiler may gather as it likes.
+_SCALAR_TILES = ((16, 1), (8, 1))
 _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (4, 4), (3, 4), (1, 4)),
     16: ((4, 3), (6, 2), (12, 1), (2, 4), (1, 4)),
 }
+
+# How much of L1 a block of activations takes in a sparse kernel: all of it, or far more where
+# nonzeros are few and blocks dear, so that L2 is fast enough.
+_BLOCKS_OF_L1 = (1, 4)
 
 # Below this much work on one core, starting a second one does not pay.
 _PARALLEL_MICROSECONDS = 60.0
@@ -58,6 +64,12 @@ def block_length(columns: int, width: int, floats: int, step: int) -> int:
     longest = max(step, floats // width // step * step)
     blocks = math.ceil(columns / longest)
     return math.ceil(columns / blocks / step) * step
+
+
+def block_step(workload: Workload, lanes: int) -> int:
+    """Tell what a block of columns is whole numbers of: vectors of features, or channels."""
+    geometry = workload.geometry
+    return math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else lanes
 
 
 def _columns(workload: Workload) -> int:
@@ -102,16 +114,14 @@ def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
 
 def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
     machine = narrowed(workload, machine)
-    configs = _space_over(_SLICED_TILES[machine.registers], workload, machine)
-    shares = [2, 1] if machine.lanes > 1 else [1]
+    tiles = _SLICED_TILES[machine.registers] if machine.lanes > 1 else _SCALAR_TILES
+    configs = _space_over(tiles, workload, machine)
     # Activations that come in panels have their zeros behind the last feature.
     panels = getattr(workload.geometry, "layout", "rows") == "panels"
     more = {"zeros_behind": "matrix"} if panels else {}
     return [
-        {**config, "share": share, **more}
+        {**config, "share": 2 if config["mr"] % 2 == 0 and machine.lanes > 1 else 1, **more}
         for config in configs
-        for share in shares
-        if config["mr"] % share == 0
     ]
 
 
@@ -127,18 +137,23 @@ def narrowed(workload: Workload, machine: X86Machine) -> X86Machine:
 def _space_over(
     tiles: Sequence[tuple[int, int]], workload: Workload, machine: X86Machine
 ) -> list[Config]:
-    """List the configurations of a sparse kernel, one for each register tile."""
+    """List the configurations of a sparse kernel: register tiles, and lengths of blocks."""
     assert workload.geometry is not None
     rows, columns = workload.geometry.weight_shape
+    step = block_step(workload, _BLOCK_STEP)
+    multiplied = workload.geometry.macs(cost.SYMBOLIC_TOKENS) / machine.lanes * _TYPICAL_DENSITY
+    one_core = multiplied * _FMA_NANOSECONDS * 1e-3
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(tiles, workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, machine.l1_bytes // 4, _BLOCK_STEP)
-        config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
-        config["multiple"] = _multiple(config, machine.lanes)
-        multiplied = workload.geometry.macs(cost.SYMBOLIC_TOKENS) / machine.lanes * _TYPICAL_DENSITY
-        one_core = multiplied * _FMA_NANOSECONDS * 1e-3
-        configs.append(_with_threads(config, workload, machine, one_core))
+        lengths = [
+            block_length(columns, width, share * machine.l1_bytes // 4, step)
+            for share in _BLOCKS_OF_L1
+        ]
+        for kb in dict.fromkeys(lengths):
+            config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
+            config["multiple"] = _multiple(config, machine.lanes)
+            configs.append(_with_threads(config, workload, machine, one_core))
     return configs
 
 
@@ -150,7 +165,8 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
     configs: list[Config] = []
     for mr, nt in _tiles_that_fit(_DENSE_TILES[machine.registers], workload, machine.lanes):
         width = nt * machine.lanes
-        kb = block_length(columns, width, machine.l1_bytes // 4, machine.lanes)
+        step = block_step(workload, machine.lanes)
+        kb = block_length(columns, width, machine.l1_bytes // 4, step)
         config = {"mr": min(mr, rows // groups), "nt": nt, "kb": kb, "groups": groups}
         events = cost.dense_events(workload, machine, config)
         one_core = cost.microseconds(events, workload, machine, {})
@@ -254,8 +270,9 @@ def _supports_gemv(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if not isinstance(geometry, MatmulGeometry):
         return Match(False, "only for matrix products")
-    if geometry.n is None or geometry.n > MAX_TOKENS:
-        return Match(False, f"only for 1 to {MAX_TOKENS} tokens")
+    most = MAX_TOKENS[machine.registers]
+    if geometry.n is None or geometry.n > most:
+        return Match(False, f"only for 1 to {most} tokens")
     if geometry.layout == "panels":
         return Match(False, "takes activations in rows, not in panels")
     return Match(True)

@@ -5,8 +5,17 @@ import pytest
 from dense_support import machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panel_support import EPILOGUES, check_kernel, weight_for
+from panel_support import (
+    EPILOGUES,
+    build_kernel,
+    check_kernel,
+    operands,
+    reference,
+    weight_for,
+)
+from tvm_sparse.schedules.x86.templates import block_step
 
+from tvm_sparse.check import compare
 from tvm_sparse.planner import template_named
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
@@ -84,7 +93,8 @@ def convolutions(draw, grouped=False):
 def test_convolution_agrees_with_float64(template, lanes, geometry, density, epilogue, seed):
     workload = Workload("conv2d", geometry, epilogue=EPILOGUES[epilogue])
     weight = weight_for(geometry, density, seed)
-    check_kernel(template, workload, weight, lanes, {"kb": 16}, seed=seed)
+    blocks = {"kb": block_step(workload, lanes) * 2}
+    check_kernel(template, workload, weight, lanes, blocks, seed=seed)
 
 
 @settings(max_examples=8)
@@ -100,6 +110,30 @@ def test_pointwise_convolution_reads_the_image_in_place(template, pixels):
     geometry = Conv2dGeometry(2, 40, *pixels, 23, (1, 1))
     workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias+residual+relu"])
     check_kernel(template, workload, weight_for(geometry, 0.3, 0), 16)
+
+
+@pytest.mark.parametrize("lanes", [16, 8])
+@pytest.mark.parametrize("template", TEMPLATES)
+@settings(max_examples=6)
+@given(m=sizes, k=sizes, n=sizes, density=st.sampled_from([0.0, 0.1, 1.0]), seed=st.integers(0, 99))
+def test_activations_in_panels_agree_with_float64(template, lanes, m, k, n, density, seed):
+    workload = Workload("matmul", MatmulGeometry(m, k, n, "panels"), epilogue=EPILOGUES["bias"])
+    weight = weight_for(workload.geometry, density, seed)
+    cpu = machine(lanes)
+    for config in template_named(template).space(workload, cpu)[::3]:
+        kernel = build_kernel(template_named(template), workload, weight, lanes, config)
+        x, channels, tensors, _ = operands(workload, n, seed)
+        # Few tokens take narrower vectors: the kernel's own y says how wide its panels are.
+        width = kernel.width
+        panels = -(-n // width)
+        padded = np.zeros((panels * width, k), "float32")
+        padded[:n] = x
+        packed = np.zeros((panels, k + 1, width), "float32")
+        packed[:, :k] = padded.reshape(panels, width, k).transpose(0, 2, 1)
+        got = kernel.run(packed, channels, tensors, (panels, m, width))
+        rows = got.transpose(0, 2, 1).reshape(panels * width, m)[:n]
+        want, bound = reference(workload, weight, x, channels, tensors)
+        assert compare(f"{template} {config}", rows, want, bound).ok
 
 
 @pytest.mark.parametrize("op", ["matmul", "conv2d"])
@@ -166,6 +200,8 @@ def test_depthwise_convolution_agrees_with_float64():
             "2 groups",
         ),
         ("gemv", Workload("matmul", MatmulGeometry(8, 8, 9)), "1 to 8 tokens"),
+        ("gemv", Workload("matmul", MatmulGeometry(8, 8, 2, "panels")), "in panels"),
+        ("sliced_rows", Workload("matmul", MatmulGeometry(8, 8, None, "panels")), "known number"),
         ("depthwise", Workload("matmul", MatmulGeometry(8, 8, 9)), "only for depthwise"),
     ],
 )

@@ -13,7 +13,7 @@ from dense_support import WIDTHS, features, machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from panel_support import EPILOGUES, batch_of, build_kernel, check_kernel, operands
-from tvm_sparse.schedules.x86.templates import TEMPLATES
+from tvm_sparse.schedules.x86.templates import TEMPLATES, block_step
 from weight_patterns import PATTERNS
 
 from tvm_sparse.check import compare, dot_bound
@@ -24,7 +24,12 @@ from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 LANES = [lanes for lanes, (_, feature) in WIDTHS.items() if feature in features()]
 NAMES = [template.name for template in TEMPLATES]
-SMALL_BLOCKS = {"kb": 32}  # several blocks of columns in weights that compile fast
+
+
+def small_blocks(workload):
+    """Several blocks of columns in weights that compile fast."""
+    return {"kb": block_step(workload, 16) * 2}
+
 
 BARE, BIAS = EPILOGUES["none"], EPILOGUES["bias"]
 WORKLOADS = (
@@ -73,7 +78,7 @@ def test_every_pattern_agrees_with_float64(name, data, pattern, seed):
     density = data.draw(st.sampled_from([0.02, 0.1, 0.4, 1.0]))
     lanes = data.draw(st.sampled_from(LANES))
     weight = draw_weight(workload, pattern, density, np.random.default_rng(seed))
-    check_kernel(name, workload, weight, lanes, SMALL_BLOCKS, seed=seed)
+    check_kernel(name, workload, weight, lanes, small_blocks(workload), seed=seed)
 
 
 def accumulate64(workload, x, weight):
@@ -116,7 +121,7 @@ def special_reference(workload, x, weight, channels, *, skips_zeros):
 
 def check_special(name, workload, x, weight, lanes, channels):
     template = template_named(name)
-    config = {**template.space(workload, machine(lanes))[0], **SMALL_BLOCKS}
+    config = {**template.space(workload, machine(lanes))[0], **small_blocks(workload)}
     kernel = build_kernel(template, workload, weight, lanes, config)
     skips_zeros = template.format not in DENSE_FORMATS
     want, bound = special_reference(workload, x, weight, channels, skips_zeros=skips_zeros)
