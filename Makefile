@@ -22,7 +22,7 @@ help:
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make bench       compare with other runtimes; rewrites the table of README.md"
-	@echo "make bench-kernels  measure single kernels; draws docs/images/kernels.svg"
+	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
 	@echo "make clean       remove everything that these targets made"
 
 demo:
@@ -81,6 +81,7 @@ bench-kernels: $(TEST)/ready
 	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[kernels]'
 	$(TEST)/bin/python benchmarks/kernels.py
 	$(TEST)/bin/python benchmarks/plot_kernels.py
+	$(TEST)/bin/python benchmarks/kernels_page.py
 
 clean:
 	rm -rf $(DEMO) $(TEST) build dist benchmarks/bars/build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

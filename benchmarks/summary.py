@@ -328,11 +328,15 @@ def summarise(section: str, content: dict[str, Any]) -> str:
         [row.name, f"{row.density:g}", *(_cell(value(row)) for _, value in columns)]
         for row in found
     ]
-    limits = environment["limits"]
-    lines = [f"== {section} ==", _machine_line(environment), "", _table(head, body), ""]
-    lines += [*_means(found), ""]
-    lines += filter(None, (t.line(found) for t in _targets(section, limits["memory_gbytes"])))
+    lines = [f"== {section} ==", machine_line(environment), "", _table(head, body), ""]
+    lines += [*_means(found), "", *target_lines(section, content)]
     return "\n".join([*lines, ""])
+
+
+def target_lines(section: str, content: dict[str, Any]) -> Iterator[str]:
+    """Say for every target of a section that something was measured for what was reached."""
+    found, memory = rows(section, content), content["environment"]["limits"]["memory_gbytes"]
+    yield from filter(None, (target.line(found) for target in _targets(section, memory)))
 
 
 def _means(found: Sequence[Row]) -> Iterator[str]:
@@ -353,7 +357,8 @@ def _means(found: Sequence[Row]) -> Iterator[str]:
             yield f"{group} at {density:g}: plan {', '.join(parts)}"
 
 
-def _machine_line(environment: dict[str, Any]) -> str:
+def machine_line(environment: dict[str, Any]) -> str:
+    """Say what was measured how, on which processor, with which versions."""
     names = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     limits = environment["limits"]
     rates = ", ".join(

@@ -1,4 +1,4 @@
-"""How the panel kernels read a weight: the inner loops of the register tile, dense and masked."""
+"""How the panel kernels read a weight: the inner loops of the register tile, format by format."""
 
 from __future__ import annotations
 
@@ -121,16 +121,16 @@ class SlicedWeight:
         """
         piece = block * self.panels + panel
         column, value = Position(args["column_at"][piece]), Position(args["value_at"][piece])
-        for loop, group in enumerate(self._groups):
+        for loop, together in enumerate(self._groups):
             length = args["lengths"][piece * len(self._groups) + loop]
             with rolled_loop(length, args["one"]):
                 values = Spread(tile.vectors, args["values"], value.now, self.mr)
-                columns = Fields(args["columns"], column.now, self.mr // group)
-                for index, first in enumerate(range(0, self.mr, group)):
+                columns = Fields(args["columns"], column.now, self.mr // together)
+                for index, first in enumerate(range(0, self.mr, together)):
                     base = offset + columns.of(index) * tile.width
-                    rows = list(range(first, first + group))
+                    rows = list(range(first, first + together))
                     tile.multiply(rows, partial(_value_of, values, rows), x, base)
-                column.advance(self.mr // group)
+                column.advance(self.mr // together)
                 value.advance(self.mr)
 
 

@@ -90,18 +90,20 @@ class PanelsIO:
                 self._store_row(tile.acc[r], row, first)
 
     def _store_row(self, registers: Sequence[Any], row: Any, first: Any) -> None:
-        v = self.vectors
         base = first * self.geometry.m + row * self.width
         for j, register in enumerate(registers):
-            at = base + j * v.lanes
-            result = emit_epilogue(
-                self.epilogue,
-                v.load(register),
-                lambda index: v.keep(v.splat(self.channels[index][row])),
-                lambda index, at=at: v.keep(v.load(self.tensors[index], at)),
-                v.lanes,
-            )
-            v.store(self.y, result, at)
+            self._store_vector(register, row, base + j * self.vectors.lanes)
+
+    def _store_vector(self, register: Any, row: Any, at: Any) -> None:
+        v = self.vectors
+        result = emit_epilogue(
+            self.epilogue,
+            v.load(register),
+            lambda index: v.keep(v.splat(self.channels[index][row])),
+            lambda index: v.keep(v.load(self.tensors[index], at)),
+            v.lanes,
+        )
+        v.store(self.y, result, at)
 
     def end_unit(self, image: Any, first: Any, nt: int, row_range: tuple[Any, Any]) -> None:
         """Everything was stored."""

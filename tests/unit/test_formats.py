@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse.formats import FORMATS
-from tvm_sparse.formats.clustering import cluster_rows
+from tvm_sparse.formats.clustering import cluster_rows, pair_rows
 from tvm_sparse.formats.splitting import split_rows
 
 # Format -> configurations that its contract is tested with.
@@ -151,6 +151,34 @@ def test_clustering_brings_equal_rows_together():
     which = rng.permutation(np.repeat(np.arange(4), 4))
     order = cluster_rows(kinds[which], 4)
     assert all(len(set(which[order[i : i + 4]])) == 1 for i in range(0, 16, 4))
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 90), st.integers(1, 130), st.integers(0, 99))
+def test_pairing_gives_a_permutation(pairs, columns, seed):
+    order = pair_rows(random_matrix(2 * pairs, columns, 0.2, seed) != 0)
+    assert sorted(order) == list(range(2 * pairs))
+
+
+def test_pairing_brings_equal_rows_together():
+    rng = np.random.default_rng(0)
+    kinds = rng.random((24, 300)) < 0.2
+    which = rng.permutation(np.repeat(np.arange(24), 2))
+    order = pair_rows(kinds[which])
+    assert all(which[a] == which[b] for a, b in order.reshape(-1, 2))
+
+
+def test_rows_that_share_are_stored_with_fewer_columns_than_values():
+    w = random_matrix(64, 512, 0.2, 0)
+    w[1::2] = w[::2]
+    packed = FORMATS["sliced_ell"].pack(w, {"mr": 4, "kb": 128, "share": 2})
+    assert packed.arrays["columns"].size < 0.6 * packed.arrays["values"].size
+
+
+@pytest.mark.parametrize("config", [{"mr": 4, "share": 3}, {"mr": 3, "share": 2}])
+def test_rows_that_cannot_be_paired_are_refused(config):
+    match = FORMATS["sliced_ell"].supports(np.ones((8, 8), "float32"), {"kb": 8, **config})
+    assert "cannot share a column" in match.reason
 
 
 @settings(max_examples=25)

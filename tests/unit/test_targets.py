@@ -38,6 +38,19 @@ def test_a_dictionary_its_json_and_the_target_itself_mean_the_same():
     assert resolve_target(target) is target
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ({"kind": "llvm", "mcpu": "znver4"}, 1),
+        ({"kind": "llvm", "mcpu": "znver4", "mattr": ["-avx512f"]}, 2),
+        ({"kind": "llvm", "mcpu": "znver5"}, 2),
+        ("x86-64-v3", 2),
+    ],
+)
+def test_half_width_data_paths_issue_one_multiply_add_a_cycle(target, expected):
+    assert machine_of(resolve_target(target)).fma_per_cycle == expected
+
+
 def test_single_features_count():
     narrow = {"kind": "llvm", "mcpu": "x86-64-v4", "mattr": ["-avx512f"]}
     assert machine_of(resolve_target(narrow)).lanes == 8
