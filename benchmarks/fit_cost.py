@@ -196,7 +196,8 @@ def measure_all(file):
             stream.flush()
 
 
-def cases(machine):
+def cases(machine, all_configs=False):
+    """List what to measure, or everything that may have been measured."""
     for workload, shape in workloads():
         for density in [1.0, *DENSITIES]:
             names = DENSE if density == 1 else SPARSE
@@ -204,7 +205,8 @@ def cases(machine):
                 template = template_named(name)
                 if not template.supports(workload, machine):
                     continue
-                for config in chosen(template.space(workload, machine), density):
+                space = template.space(workload, machine)
+                for config in space if all_configs else chosen(space, density):
                     tile = f"{config.get('mr')}x{config.get('nt')}x{config.get('kb')}"
                     columns = getattr(workload.geometry, "n", None)
                     where = "x".join(map(str, shape)) + (f"@{columns}" if columns else "")
@@ -226,7 +228,7 @@ def with_events(rows, machine):
     """Count each measured case's events as the cost model counts them today."""
     known = {row["key"]: row for row in rows}
     found = []
-    for key, workload, shape, density, name, config in cases(machine):
+    for key, workload, shape, density, name, config in cases(machine, all_configs=True):
         if key not in known:
             continue
         profile = profile_weight(matrix_view(pruned(shape, density), workload.op))

@@ -36,8 +36,7 @@ class X86Machine:
     registers : int
         Vector registers.
     l1_bytes, l2_bytes : int
-        Data cache of one core. Cores with 32 KiB of L1 like blocks of 48 KiB as well: what does not
-        fit, they fetch from L2 beside the arithmetic.
+        Data caches of one core: L1 as this machine says when it is the target.
     threads : int
         Threads that a compiled module is planned for.
     fma_per_cycle : int
@@ -49,7 +48,7 @@ class X86Machine:
     mcpu: str
     lanes: int
     registers: int
-    l1_bytes: int = 48 << 10
+    l1_bytes: int = 32 << 10
     l2_bytes: int = 1 << 20
     threads: int = 1
     fma_per_cycle: int = 2
@@ -132,6 +131,22 @@ def machine_of(target: Any, threads: int | None = None) -> X86Machine:
         mcpu=mcpu,
         lanes=lanes,
         registers=32 if lanes == 16 else 16,
+        l1_bytes=_l1_bytes(mcpu),
         threads=count,
         fma_per_cycle=1 if lanes == 16 and mcpu in _HALF_WIDTH else 2,
     )
+
+
+def _l1_bytes(mcpu: str) -> int:
+    """Ask the system for the data cache, if the target is this machine's processor."""
+    from tvm.target import codegen
+
+    usual = X86Machine.l1_bytes
+    if mcpu != codegen.llvm_get_system_cpu():
+        return usual
+    try:
+        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
+    except (ValueError, OSError):
+        return usual
+    # Some virtual machines say nothing or nonsense.
+    return size if 16 << 10 <= size <= 256 << 10 else usual

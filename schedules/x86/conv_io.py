@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from tvm import tirx
@@ -27,11 +28,9 @@ from .register_tile import RegisterTile
 class ConvIO:
     """X [n][ic][ih][iw] in, Y [n][oc][oh][ow] out; a panel holds output pixels of one image."""
 
-    def __init__(
-        self, geometry: Conv2dGeometry, epilogue: Epilogue, lanes: int, kb: int, threads: int
-    ) -> None:
+    def __init__(self, geometry: Conv2dGeometry, epilogue: Epilogue, lanes: int, kb: int) -> None:
         self.whole, self.epilogue = geometry, epilogue
-        self.vectors, self.kb, self.threads = Vectors(lanes), kb, threads
+        self.vectors, self.kb = Vectors(lanes), kb
         self.batch = tirx.Var("n", "int64") if geometry.batch is None else geometry.batch
         # In NCHW the channels of a group lie side by side, so a group of an image is an image of
         # its own.
@@ -76,14 +75,19 @@ class ConvIO:
         """Name the group: groups follow each other within an image."""
         return T.floormod(image, self.whole.groups) if self.whole.groups > 1 else 0
 
-    def prepare(self, image: Any) -> None:
-        """Copy the image into its padded form, a channel a step."""
+    def prepare(self, image: Any, threads: int) -> None:
+        """Copy the image into its padded form; each thread the rows that its panels will read."""
         if not self.padded.needed:
             return
         self.source = B.alloc_buffer((self.padded.size,), "float32", scope="global")
-        loop = B.parallel if self.threads > 1 else B.serial
-        with loop(0, self.geometry.in_channels) as channel:
-            self.padded.emit_channel(self.x, self.source, image, channel)
+        bands = self.padded.bands(threads)
+        if len(bands) == 1:
+            self.padded.emit_band(self.x, self.source, image, bands[0])
+            return
+        with B.parallel(0, len(bands)) as thread:
+            for index, band in enumerate(bands):
+                with B.If(thread == index), B.Then():
+                    self.padded.emit_band(self.x, self.source, image, band)
 
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """List what packing copies."""
@@ -281,8 +285,6 @@ class PaddedImage:
         self.rows = (g.out_height - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
         reach = (g.out_width - 1) * g.strides[1] + (g.kernel[1] - 1) * g.dilation[1] + 1
         self.width = -(-reach // self.phases)
-        # Whole vectors, so that clearing one channel never reaches into the next, which another
-        # thread may own.
         self.plane = -(-self.rows * self.width // lanes) * lanes
         # Copies overrun the last row by less than a vector.
         self.size = g.in_channels * self.phases * self.plane + lanes
@@ -302,40 +304,64 @@ class PaddedImage:
         phase, column = x * g.dilation[1] % self.phases, x * g.dilation[1] // self.phases
         return phase * self.plane + y * g.dilation[0] * self.width + column
 
-    def emit_channel(self, x: Any, target: Any, image: Any, channel: Any) -> None:
-        """Copy one channel: zeros where the padding is, the image elsewhere."""
-        g, v = self.geometry, self.vectors
-        top, left = g.padding[0], g.padding[1]
-        source = (image * g.in_channels + channel) * g.in_height * g.in_width
-        base = channel * self.phases * self.plane
-        with B.serial(0, self.phases * self.plane // v.lanes) as i:
-            v.store(target, v.zero(), base + i * v.lanes)
-        with B.serial(0, min(g.in_height, self.rows - top)) as row:
+    def bands(self, threads: int) -> list[tuple[int, int]]:
+        """Cut the padded rows in as many ranges as there are threads, if rows suffice."""
+        count = min(threads, self.rows)
+        return list(pairwise(self.rows * band // count for band in range(count + 1)))
+
+    def emit_band(self, x: Any, target: Any, image: Any, band: tuple[int, int]) -> None:
+        """Copy a range of padded rows: zeros where the padding is, the image elsewhere."""
+        g = self.geometry
+        low, high = band
+        top = g.padding[0]
+        first, last = max(low - top, 0), min(high - top, g.in_height)
+        with B.serial(0, g.in_channels) as channel:
+            base = self.channel_offset(channel)
             for phase in range(self.phases):
-                # Image columns c with (c + left) mod phases == phase, that the padded width still
-                # holds.
-                start = (phase - left) % self.phases
-                count = max(0, -(-(g.in_width - start) // self.phases))
-                first = (start + left) // self.phases
-                count = min(count, self.width - first)
-                if count <= 0:
-                    continue
-                at = base + phase * self.plane + (row + top) * self.width + first
-                self._copy_run(x, source + row * g.in_width + start, target, at, count)
+                plane = base + phase * self.plane
+                self._clear(target, plane + low * self.width, (high - low) * self.width)
+            if first < last:
+                source = (image * g.in_channels + channel) * g.in_height * g.in_width
+                with B.serial(first, last) as row:
+                    self._copy_row(x, source + row * g.in_width, target, base, row + top)
+
+    def _clear(self, target: Any, at: Any, count: int) -> None:
+        v, whole, rest = self._cover(count)
+        with B.serial(0, whole) as i:
+            v.store(target, v.zero(), at + i * v.lanes)
+        if rest:
+            v.store(target, v.zero(), at + (count - v.lanes))
+
+    def _cover(self, count: int) -> tuple[Vectors, int, int]:
+        """Cover `count` elements: a vector width, whole vectors, and what is left behind them.
+
+        One more vector that ends where they end covers the rest. A run shorter than a vector takes
+        narrower ones.
+        """
+        v = Vectors(min(self.vectors.lanes, 1 << (count.bit_length() - 1)))
+        return v, *divmod(count, v.lanes)
+
+    def _copy_row(self, x: Any, source: Any, target: Any, base: Any, row: Any) -> None:
+        """Copy one row of the image, split by phases, to a padded row."""
+        g = self.geometry
+        for phase in range(self.phases):
+            # Image columns c with (c + left) mod phases == phase, that the padded width still
+            # holds.
+            left = g.padding[1]
+            start = (phase - left) % self.phases
+            first = (start + left) // self.phases
+            count = min(-(-(g.in_width - start) // self.phases), self.width - first)
+            if count > 0:
+                at = base + phase * self.plane + row * self.width + first
+                self._copy_run(x, source + start, target, at, count)
 
     def _copy_run(self, x: Any, source: Any, target: Any, at: Any, count: int) -> None:
-        """Copy `count` elements, every phases-th of x.
-
-        The last vector ends where the run ends, over the one before it; a run shorter than a vector
-        takes narrower ones.
-        """
-        lanes = min(self.vectors.lanes, 1 << (count.bit_length() - 1))
-        v = Vectors(lanes)
+        """Copy `count` elements, every phases-th of x."""
         if self.phases > 2:
             with B.serial(0, count) as i:
                 B.buffer_store(target, x[source + i * self.phases], [at + i])
             return
-        whole, rest = divmod(count, lanes)
+        v, whole, rest = self._cover(count)
 
         def copy(first: Any, is_last: bool) -> None:
             value = self._load_every(v, x, source + first * self.phases, is_last)
@@ -344,8 +370,8 @@ class PaddedImage:
         # The vector that ends the run must not read behind it, where the image may end.
         steps = whole if rest else whole - 1
         with B.serial(0, steps) as i:
-            copy(i * lanes, False)
-        copy(count - lanes, True)
+            copy(i * v.lanes, False)
+        copy(count - v.lanes, True)
 
     def _load_every(self, v: Vectors, x: Any, source: Any, is_last: bool) -> Any:
         """Load elements `phases` apart; `is_last` reads nothing behind the last of them."""

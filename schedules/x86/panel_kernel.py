@@ -81,8 +81,8 @@ class PanelIO(Protocol):
     def group(self, image: Any) -> Any:
         """Which group's weight an image is multiplied with."""
 
-    def prepare(self, image: Any) -> None:
-        """Emit what comes before the panels of an image."""
+    def prepare(self, image: Any, threads: int) -> None:
+        """Emit what comes before the panels of an image, shared out among threads."""
 
     def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
         """Emit what brings a block of X to hand, [kb][nt vectors]; return buffer and offset.
@@ -144,12 +144,21 @@ def build_panel_kernel(name: str, shape: PanelShape, io: PanelIO, weight: Weight
             io.open_views()
             tiles = split_columns(io.columns(), shape.nt, shape.lanes)
             splits = len(shape.splits) - 1
-            with B.serial(0, io.images()) as image:
-                io.prepare(image)
-                loop = B.parallel if shape.threads > 1 else B.serial
-                with loop(0, tiles.total * splits) as unit:
+            images, threads = io.images(), shape.threads
+            if isinstance(images, int) and images > 1 and images % threads == 0:
+                # Whole images for every thread: they wait for each other once.
+                outer, inner = threads, 1
+            else:
+                outer, inner = 1, threads
+            with _loop(images, outer) as image:
+                io.prepare(image, inner)
+                with _loop(tiles.total * splits, inner) as unit:
                     _emit_unit(shape, io, weight, args, tiles, image, unit)
     return builder.get()
+
+
+def _loop(count: Any, threads: int) -> Any:
+    return B.parallel(0, count) if threads > 1 else B.serial(0, count)
 
 
 def _emit_unit(

@@ -34,23 +34,25 @@ _FMA_NANOSECONDS = 0.25
 
 # Register tiles (rows, vectors) by vector registers, the usual best first.
 _SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
-    32: ((6, 4), (4, 4), (4, 2), (6, 1)),
-    16: ((3, 4), (2, 4), (6, 2), (4, 1)),
+    32: ((6, 4), (4, 4), (4, 2)),
+    16: ((3, 4), (2, 4), (6, 2)),
 }
 _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
-    32: ((4, 4), (6, 4), (4, 2), (6, 1)),
-    16: ((2, 4), (4, 2), (6, 1)),
+    32: ((4, 4), (4, 2)),
+    16: ((2, 4), (4, 2)),
 }
-# One token: vectors of one float, whose rows the compiler may gather as it likes.
+# One vector of tokens, and one token: vectors of one float, whose rows the compiler may gather.
+_NARROW_TILES = ((6, 1), (4, 1))
 _SCALAR_TILES = ((16, 1), (8, 1))
 _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (4, 4), (3, 4), (1, 4)),
     16: ((4, 3), (6, 2), (12, 1), (2, 4), (1, 4)),
 }
 
-# How much of L1 a block of activations takes in a sparse kernel: all of it, or far more where
-# nonzeros are few and blocks dear, so that L2 is fast enough.
-_BLOCKS_OF_L1 = (1, 4)
+# How much of L1 a block of activations takes: somewhat more than all of it, the usual best, since
+# L2 serves the rest beside the arithmetic; in sparse kernels also all of it, or far more where
+# nonzeros are few and blocks dear.
+_BLOCKS_OF_L1 = (1.5, 1, 6)
 
 # Below this much work on one core, starting a second one does not pay.
 _PARALLEL_MICROSECONDS = 60.0
@@ -114,7 +116,12 @@ def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
 
 def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
     machine = narrowed(workload, machine)
-    tiles = _SLICED_TILES[machine.registers] if machine.lanes > 1 else _SCALAR_TILES
+    if machine.lanes == 1:
+        tiles: Sequence[tuple[int, int]] = _SCALAR_TILES
+    elif _columns(workload) <= machine.lanes:
+        tiles = _NARROW_TILES
+    else:
+        tiles = _SLICED_TILES[machine.registers]
     configs = _space_over(tiles, workload, machine)
     # Activations that come in panels have their zeros behind the last feature.
     panels = getattr(workload.geometry, "layout", "rows") == "panels"
@@ -147,7 +154,7 @@ def _space_over(
     for mr, nt in _tiles_that_fit(tiles, workload, machine.lanes):
         width = nt * machine.lanes
         lengths = [
-            block_length(columns, width, share * machine.l1_bytes // 4, step)
+            block_length(columns, width, int(share * machine.l1_bytes) // 4, step)
             for share in _BLOCKS_OF_L1
         ]
         for kb in dict.fromkeys(lengths):
@@ -166,7 +173,7 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
     for mr, nt in _tiles_that_fit(_DENSE_TILES[machine.registers], workload, machine.lanes):
         width = nt * machine.lanes
         step = block_step(workload, machine.lanes)
-        kb = block_length(columns, width, machine.l1_bytes // 4, step)
+        kb = block_length(columns, width, int(_BLOCKS_OF_L1[0] * machine.l1_bytes) // 4, step)
         config = {"mr": min(mr, rows // groups), "nt": nt, "kb": kb, "groups": groups}
         events = cost.dense_events(workload, machine, config)
         one_core = cost.microseconds(events, workload, machine, {})
@@ -205,7 +212,7 @@ def _panel_kernel(
         io = MatmulIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
     else:
         assert geometry is not None
-        io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.kb, shape.threads)
+        io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.kb)
     return build_panel_kernel(name, shape, io, weight)
 
 
