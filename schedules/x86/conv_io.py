@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 from tvm import tirx
@@ -75,17 +74,16 @@ class ConvIO:
         """Name the group: groups follow each other within an image."""
         return T.floormod(image, self.whole.groups) if self.whole.groups > 1 else 0
 
-    def prepare(self, image: Any, threads: int) -> None:
-        """Copy the image into its padded form; each thread the rows that its panels will read."""
+    def prepare(self, image: Any, thread: Any, shares: Sequence[tuple[int, int]]) -> None:
+        """Copy the rows of the image that a thread's panels will read into their padded form."""
         if not self.padded.needed:
             return
         self.source = B.alloc_buffer((self.padded.size,), "float32", scope="global")
-        bands = self.padded.bands(threads)
-        if len(bands) == 1:
-            self.padded.emit_band(self.x, self.source, image, bands[0])
-            return
-        with B.parallel(0, len(bands)) as thread:
-            for index, band in enumerate(bands):
+        for index, share in enumerate(shares):
+            band = self.padded.band(*share)
+            if len(shares) == 1:
+                self.padded.emit_band(self.x, self.source, image, band)
+            elif band[0] < band[1]:
                 with B.If(thread == index), B.Then():
                     self.padded.emit_band(self.x, self.source, image, band)
 
@@ -304,10 +302,14 @@ class PaddedImage:
         phase, column = x * g.dilation[1] % self.phases, x * g.dilation[1] // self.phases
         return phase * self.plane + y * g.dilation[0] * self.width + column
 
-    def bands(self, threads: int) -> list[tuple[int, int]]:
-        """Cut the padded rows in as many ranges as there are threads, if rows suffice."""
-        count = min(threads, self.rows)
-        return list(pairwise(self.rows * band // count for band in range(count + 1)))
+    def band(self, first: int, end: int) -> tuple[int, int]:
+        """Tell which padded rows output pixels [first, end) are computed from."""
+        g = self.geometry
+        last = min(end, g.pixels) - 1
+        if last < first:
+            return 0, 0
+        low = first // g.out_width * g.strides[0]
+        return low, last // g.out_width * g.strides[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
 
     def emit_band(self, x: Any, target: Any, image: Any, band: tuple[int, int]) -> None:
         """Copy a range of padded rows: zeros where the padding is, the image elsewhere."""

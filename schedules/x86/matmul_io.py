@@ -56,7 +56,7 @@ class MatmulIO:
         """One weight."""
         return 0
 
-    def prepare(self, image: Any, threads: int) -> None:
+    def prepare(self, image: Any, thread: Any, shares: Sequence[tuple[int, int]]) -> None:
         """Nothing to prepare."""
 
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:

@@ -23,6 +23,9 @@ from .register_tile import RegisterTile
 
 Weight = MaskedWeight | SlicedWeight | DenseWeight
 
+# The first column of a range, and the one behind its last.
+Share = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -81,8 +84,8 @@ class PanelIO(Protocol):
     def group(self, image: Any) -> Any:
         """Which group's weight an image is multiplied with."""
 
-    def prepare(self, image: Any, threads: int) -> None:
-        """Emit what comes before the panels of an image, shared out among threads."""
+    def prepare(self, image: Any, thread: Any, shares: Sequence[Share]) -> None:
+        """Emit what a thread does before its panels of an image, which cover its share."""
 
     def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
         """Emit what brings a block of X to hand, [kb][nt vectors]; return buffer and offset.
@@ -143,22 +146,51 @@ def build_panel_kernel(name: str, shape: PanelShape, io: PanelIO, weight: Weight
             io.declare_output()
             io.open_views()
             tiles = split_columns(io.columns(), shape.nt, shape.lanes)
-            splits = len(shape.splits) - 1
             images, threads = io.images(), shape.threads
             if isinstance(images, int) and images > 1 and images % threads == 0:
-                # Whole images for every thread: they wait for each other once.
-                outer, inner = threads, 1
+                # Whole images for every thread.
+                with _loop(images, threads) as image:
+                    _emit_image(shape, io, weight, args, tiles, image, 1)
             else:
-                outer, inner = 1, threads
-            with _loop(images, outer) as image:
-                io.prepare(image, inner)
-                with _loop(tiles.total * splits, inner) as unit:
-                    _emit_unit(shape, io, weight, args, tiles, image, unit)
+                with B.serial(0, images) as image:
+                    _emit_image(shape, io, weight, args, tiles, image, threads)
     return builder.get()
 
 
 def _loop(count: Any, threads: int) -> Any:
     return B.parallel(0, count) if threads > 1 else B.serial(0, count)
+
+
+def _emit_image(
+    shape: PanelShape,
+    io: PanelIO,
+    weight: Weight,
+    args: dict[str, Any],
+    tiles: Tiles,
+    image: Any,
+    threads: int,
+) -> None:
+    """All panels of an image. Threads start once: each prepares what it will read itself."""
+    splits = len(shape.splits) - 1
+    units = tiles.total * splits
+    with _loop(threads, threads) as thread:
+        io.prepare(image, thread, share_out(tiles, splits, threads, shape.lanes))
+        low, high = (T.floordiv(units * (thread + more), threads) for more in (0, 1))
+        with B.serial(low, high) as unit:
+            _emit_unit(shape, io, weight, args, tiles, image, unit)
+
+
+def share_out(tiles: Tiles, splits: int, threads: int, lanes: int) -> list[Share]:
+    """Tell which columns each thread's panels cover; nothing where their number is symbolic."""
+    if not isinstance(tiles.total, int):
+        return []
+
+    def start(tile: int) -> int:
+        narrow = max(0, tile - tiles.full)
+        return ((tile - narrow) * tiles.nt + narrow * tiles.nt_rest) * lanes
+
+    bounds = [tiles.total * splits * thread // threads for thread in range(threads + 1)]
+    return [(start(low // splits), start(-(-high // splits))) for low, high in pairwise(bounds)]
 
 
 def _emit_unit(
