@@ -175,9 +175,25 @@ def _emit_image(
     units = tiles.total * splits
     with _loop(threads, threads) as thread:
         io.prepare(image, thread, share_out(tiles, splits, threads, shape.lanes))
-        low, high = (T.floordiv(units * (thread + more), threads) for more in (0, 1))
-        with B.serial(low, high) as unit:
-            _emit_unit(shape, io, weight, args, tiles, image, unit)
+        if threads == 1:
+            with B.serial(0, units) as unit:
+                _emit_unit(shape, io, weight, args, tiles, image, unit)
+            return
+        chunk = _chunk(units, threads)
+        with B.serial(0, chunk) as step:
+            # Held in a buffer: TVM's simplifier does not come to an end over some sums of a
+            # thread and a step.
+            held = B.alloc_buffer((1,), "int32", scope="global")
+            B.buffer_store(held, T.Cast("int32", thread * chunk + step), [0])
+            with B.If(held[0] < T.Cast("int32", units)), B.Then():
+                _emit_unit(shape, io, weight, args, tiles, image, held[0])
+
+
+def _chunk(units: Any, threads: int) -> Any:
+    """Tell how many units each thread takes; the last may find fewer."""
+    if threads == 1:
+        return units
+    return -(-units // threads) if isinstance(units, int) else T.floordiv(units - 1, threads) + 1
 
 
 def share_out(tiles: Tiles, splits: int, threads: int, lanes: int) -> list[Share]:
@@ -189,7 +205,8 @@ def share_out(tiles: Tiles, splits: int, threads: int, lanes: int) -> list[Share
         narrow = max(0, tile - tiles.full)
         return ((tile - narrow) * tiles.nt + narrow * tiles.nt_rest) * lanes
 
-    bounds = [tiles.total * splits * thread // threads for thread in range(threads + 1)]
+    units = tiles.total * splits
+    bounds = [min(units, _chunk(units, threads) * thread) for thread in range(threads + 1)]
     return [(start(low // splits), start(-(-high // splits))) for low, high in pairwise(bounds)]
 
 
