@@ -281,14 +281,16 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:
-    """Count the events of the kernel for a handful of tokens, bound by reading the weight."""
+    """Count the events of the kernel for a handful of tokens.
+
+    It reads every weight once, while it multiplies: the longer of the two counts.
+    """
     assert isinstance(workload.geometry, MatmulGeometry)
-    g = workload.geometry
+    g, prices = workload.geometry, PRICES[machine.fma_per_cycle]
     vectors = math.ceil(g.m / machine.lanes) * g.k
-    return {
-        "gemv_fma": vectors * (g.n or SYMBOLIC_TOKENS),
-        "dense_line": vectors * machine.lanes / 16,
-    }
+    multiplied, lines = vectors * (g.n or SYMBOLIC_TOKENS), vectors * machine.lanes / 16
+    hidden = multiplied * prices.gemv_fma / prices.dense_line
+    return {"gemv_fma": float(multiplied), "dense_line": max(0.0, lines - hidden)}
 
 
 def depthwise_events(workload: Workload, machine: X86Machine) -> Events:
