@@ -46,7 +46,9 @@ class Prices:
     far_load : float
         One such vector that was not in L1, since the block is longer than that.
     loop : float
-        One loop over the columns of a mask, with its mispredicted end.
+        One loop over the columns of a mask, its end foreseen.
+    surprise : float
+        The end of such a loop that the branch predictor does not foresee.
     mask : float
         Looking at one mask, empty or not.
     lone_fma : float
@@ -77,6 +79,7 @@ class Prices:
     load: float = 0.4
     far_load: float = 0.6
     loop: float = 3
+    surprise: float = 0
     mask: float = 1.66
     lone_fma: float = 0.77
     slice: float = 7.58
@@ -96,25 +99,26 @@ class Prices:
 PRICES: dict[int, Prices] = {
     2: Prices(),
     1: Prices(
-        fma=0.695,
-        nonzero=0.3,
-        column=1.43,
-        load=0.221,
-        far_load=1.07,
+        fma=0.577,
+        nonzero=0.303,
+        column=0.689,
+        load=0.353,
+        far_load=1.13,
         loop=3,
-        mask=0.77,
+        surprise=11.1,
+        mask=0.5,
         lone_fma=1.02,
         slice=5,
-        tile=5.26,
-        pack=3.93,
-        copy=3.37,
+        tile=4.56,
+        pack=4.29,
+        copy=3.88,
         store=1,
-        write=2.54,
-        dense_fma=2.14,
-        gemv_fma=1.0,
+        write=2.88,
+        dense_fma=2.1,
+        gemv_fma=1.14,
         weight_line=0.1,
-        dense_line=3.1,
-        unit=153,
+        dense_line=3.79,
+        unit=148,
     ),
 }
 
@@ -195,6 +199,7 @@ def sparse_events(
         "load": extent.vectors * touched,
         "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
         "loop": extent.panels * groups * loops,
+        "surprise": groups * loops * _unforeseen(groups * loops, extent.panels),
         "mask": float(extent.panels * (groups << mr)),
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
         "weight_line": _fetched(packed_lines, extent.panels, machine),
@@ -230,6 +235,19 @@ def sliced_events(
         "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
         "weight_line": _fetched(packed_lines, extent.panels, machine),
     }
+
+
+# Loop ends that a branch predictor remembers from one panel of activations to the next.
+_REMEMBERED_LOOPS = 8192
+
+
+def _unforeseen(loops: float, panels: int) -> float:
+    """Tell how often the end of a loop is mispredicted while `panels` run the same `loops`.
+
+    The first panel meets every length for the first time; the next ones repeat them, and the
+    predictor knows as many as it can remember.
+    """
+    return 1 + (panels - 1) * min(1.0, loops / _REMEMBERED_LOOPS)
 
 
 def _far(kb: int, nt: int, machine: X86Machine) -> float:

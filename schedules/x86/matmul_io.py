@@ -80,7 +80,7 @@ class MatmulIO:
         if k <= self.kb:
             self._pack_squares(panel, first, nt, block, whole)
             if rest:
-                self._pack_square(panel, first, nt, block, whole, rest)
+                self._pack_rest(panel, first, nt, block, whole, rest)
             return
         last = (k - 1) // self.kb
         whole_last, rest_last = divmod(k - last * self.kb, v.lanes)
@@ -89,29 +89,34 @@ class MatmulIO:
         )
         if rest_last:
             with B.If(block == last), B.Then():
-                self._pack_square(panel, first, nt, block, whole_last, rest_last)
+                self._pack_rest(panel, first, nt, block, whole_last, rest_last)
+
+    def _pack_rest(
+        self, panel: Any, first: Any, nt: int, block: Any, square: int, rest: int
+    ) -> None:
+        with B.serial(0, nt) as j:
+            self._pack_square(panel, first, nt, block, square, rest, j)
 
     def _pack_squares(self, panel: Any, first: Any, nt: int, block: Any, count: Any) -> None:
-        with B.serial(0, count) as square:
-            self._pack_square(panel, first, nt, block, square, None)
+        with B.serial(0, nt) as j, B.serial(0, count) as square:
+            self._pack_square(panel, first, nt, block, square, None, j)
 
     def _pack_square(
-        self, panel: Any, first: Any, nt: int, block: Any, square: Any, rest: int | None
+        self, panel: Any, first: Any, nt: int, block: Any, square: Any, rest: int | None, j: Any
     ) -> None:
         v, k = self.vectors, self.geometry.k
-        with B.serial(0, nt) as j:
 
-            def base_of(i: int) -> Any:
-                token = T.min(first + j * v.lanes + i, self.tokens - 1)
-                return token * k + block * self.kb + square * v.lanes
+        def base_of(i: int) -> Any:
+            token = T.min(first + j * v.lanes + i, self.tokens - 1)
+            return token * k + block * self.kb + square * v.lanes
 
-            def row(i: int) -> Any:
-                if rest is None:
-                    return v.keep(v.load(self.x, base_of(i)))
-                return v.keep(v.load_masked(self.x, base_of(i), rest))
+        def row(i: int) -> Any:
+            if rest is None:
+                return v.keep(v.load(self.x, base_of(i)))
+            return v.keep(v.load_masked(self.x, base_of(i), rest))
 
-            for i, column in enumerate(v.transpose([row(i) for i in range(v.lanes)])):
-                v.store(panel, column, ((square * v.lanes + i) * nt + j) * v.lanes)
+        for i, column in enumerate(v.transpose([row(i) for i in range(v.lanes)])):
+            v.store(panel, column, ((square * v.lanes + i) * nt + j) * v.lanes)
 
     def sums(self, size: int, first: Any) -> tuple[Any, Any]:
         """Sum up where the results will be."""
