@@ -62,6 +62,7 @@ def measure(section: str, options: argparse.Namespace) -> int:
         "quick": options.quick,
         "densities": options.densities,
         "shapes": options.shapes,
+        "seconds": options.seconds,
         "json": str(options.json.resolve()),
     }
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
@@ -99,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(THREADS))
     parser.add_argument("--densities", type=_numbers, help="comma-separated, for example 0.1,0.05")
     parser.add_argument("--shapes", type=_words, help="only cases whose name holds one of these")
+    parser.add_argument(
+        "--seconds", type=float, default=6, help="rounds of a case go on for this long"
+    )
     parser.add_argument("--cpu", type=int, help="core to pin to; default: the first one allowed")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, a smoke test")
     parser.add_argument("--show", action="store_true", help="measure nothing, print the tables")

@@ -35,7 +35,7 @@ from tvm_sparse.bench import cpu_name, versions
 class Effort:
     """How much to measure: seconds of rounds, weights in rotation, calls with cold caches."""
 
-    seconds: float = 6.0
+    seconds: float
     copies: int = 8
     cold_rounds: int = 15
 
@@ -233,7 +233,7 @@ def run(job: Mapping[str, Any]) -> None:
     cases = QUICK[section.name] if quick else section.cases
     densities = job["densities"] or (QUICK_DENSITIES if quick else section.densities)
     chosen = [c for c in cases if not job["shapes"] or any(s in c.name for s in job["shapes"])]
-    bench = Bench(section, QUICK_EFFORT if quick else Effort())
+    bench = Bench(section, QUICK_EFFORT if quick else Effort(job["seconds"]))
     store = Store(Path(job["json"]))
     for number, case in enumerate(chosen, 1):
         start = time.perf_counter()
