@@ -16,12 +16,13 @@ from truth import Truth
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 from tvm_sparse.schedules.base import KernelTemplate
+from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
 from tvm_sparse.schedules.x86.templates import TEMPLATES
 
 from tvm_sparse.calibration import calibrated
 from tvm_sparse.formats import FORMATS, PackedWeight
 from tvm_sparse.ops import WeightSite
-from tvm_sparse.planner import DENSE_FORMATS, decide, template_named
+from tvm_sparse.planner import decide
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.targets import machine_of, resolve_target
 from tvm_sparse.workload import MatmulGeometry, Workload

@@ -38,8 +38,11 @@ class KernelTemplate:
         (workload, machine, packed weight, config) -> PrimFunc with the arguments x, those of
         `arguments`, the per-channel vectors, the tensors of the epilogue, y. It depends on the
         packed weight's shape and config, not on its arrays.
+    events : callable
+        (workload, machine, profile, config) -> how often the kernel does each thing that has a
+        price in the target's cost model.
     estimate : callable
-        (workload, machine, profile, config) -> microseconds.
+        (workload, machine, profile, config) -> microseconds, what those events come to.
     arguments : callable
         (workload, packed weight) -> the arrays that the function takes, in order.
     """
@@ -49,6 +52,7 @@ class KernelTemplate:
     supports: Callable[[Workload, X86Machine], Match]
     space: Callable[[Workload, X86Machine], Sequence[Config]]
     build: Callable[[Workload, X86Machine, PackedWeight, Config], Any]
+    events: Callable[[Workload, X86Machine, SparsityProfile, Config], Mapping[str, float]]
     estimate: Callable[[Workload, X86Machine, SparsityProfile, Config], float]
     arguments: Callable[[Workload, PackedWeight], Sequence[np.ndarray]] = _in_order
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .pruning import prune
     from .report import Report
     from .runtime import CompiledModule
+    from .tuner import tune
+    from .tuning.result import TuningResult
 
 # Public name -> module, loaded on first use: importing this package is cheap and needs no TVM.
 _PUBLIC: dict[str, str] = {
@@ -25,6 +27,7 @@ _PUBLIC: dict[str, str] = {
     "Plan": "planner",
     "Report": "report",
     "SparseError": "errors",
+    "TuningResult": "tuning.result",
     "build": "compiler",
     "compile": "compiler",
     "inspect": "compiler",
@@ -32,6 +35,7 @@ _PUBLIC: dict[str, str] = {
     "load_module": "deploy",
     "plan": "compiler",
     "prune": "pruning",
+    "tune": "tuner",
 }
 
 __all__ = [
@@ -40,6 +44,7 @@ __all__ = [
     "Plan",
     "Report",
     "SparseError",
+    "TuningResult",
     "build",
     "compile",
     "inspect",
@@ -47,6 +52,7 @@ __all__ = [
     "load_module",
     "plan",
     "prune",
+    "tune",
 ]
 
 

@@ -12,12 +12,15 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import __version__
 from .errors import InputError, MissingExtraError, SparseError
+
+if TYPE_CHECKING:
+    from .report import Report
 
 # Nothing here imports TVM or ONNX at the top: `run` needs neither, `--help` answers at once, and
 # TVM_NUM_THREADS has to be set before TVM is loaded.
@@ -123,25 +126,31 @@ def prune(options: argparse.Namespace) -> None:
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Search for the fastest kernels."""
+    """Measure kernels on a model's weights and keep the records."""
     import tvm_sparse as ts
 
-    search = getattr(ts, "tune", None)
-    if search is None:
-        raise SparseError(
-            "tuning arrives in a later version; compile works without it, from a cost model"
-        )
+    from .progress import Progress
+
     if bool(options.tracker) != bool(options.key):
-        raise SparseError("--tracker and --key go together")
-    tracker = f"{options.tracker}/{options.key}" if options.tracker else None
-    found = search(
+        options.parser.error("--tracker and --key go together")
+    _check_writable(options.records)
+    if options.report:
+        _check_writable(options.report)
+        _check_report_name(options.report)
+    found = ts.tune(
         _load(options),
         target=options.target,
         trials=options.trials,
         records=options.records,
-        tracker=tracker,
+        tracker=f"{options.tracker}/{options.key}" if options.tracker else None,
+        threads=options.threads,
+        seconds=options.seconds,
+        progress=Progress(),
     )
     print(found)
+    if options.report:
+        write_report(found.report, options.report)
+    print(f"the records are in {options.records}; compile with --records {options.records}")
 
 
 def compile_(options: argparse.Namespace) -> None:
@@ -171,7 +180,7 @@ def compile_(options: argparse.Namespace) -> None:
     report = module.report
     print(report)
     if options.report:
-        report.to_json(options.report)
+        write_report(report, options.report)
     size = os.path.getsize(options.output)
     checked = "not checked" if options.no_check else "checked against the dense model"
     print(f"wrote {options.output}: {_bytes(size)}, {checked}, in {seconds:.1f} s")
@@ -285,12 +294,21 @@ def _plan(ts: Any, model: Any, options: argparse.Namespace) -> Any:
 
 
 def _check_report_name(path: str | None) -> None:
-    if path is None:
-        return
-    from .report import Report
+    if path and Path(path).suffix.lower() not in (".html", ".json"):
+        raise SparseError(f"a report is written as .html or .json, and '{path}' is neither")
 
-    if Path(path).suffix in (".html", ".htm") and not hasattr(Report, "to_html"):
-        raise SparseError("reports are written as .json only yet; an HTML page comes later")
+
+def write_report(report: Report, path: str) -> None:
+    """Write a report as HTML or JSON, as the file's suffix says.
+
+    Raises
+    ------
+    SparseError
+        When the suffix is another one, or the file cannot be written.
+    """
+    _check_report_name(path)
+    write = report.to_html if Path(path).suffix.lower() == ".html" else report.to_json
+    write(path)
 
 
 def _check_writable(path: str) -> None:
@@ -517,10 +535,26 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
 def _tune_options(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     _target(parser)
-    parser.add_argument("--records", required=True, metavar="FILE")
-    parser.add_argument("--trials", type=_argument(_read_count), default=64, metavar="N")
-    parser.add_argument("--tracker", metavar="HOST:PORT")
-    parser.add_argument("--key")
+    parser.add_argument(
+        "--records",
+        required=True,
+        metavar="FILE",
+        help="read first, so that tuning goes on where it stopped; every trial is added",
+    )
+    parser.add_argument(
+        "--trials",
+        type=_argument(_read_count),
+        default=64,
+        metavar="N",
+        help="kernels to measure for each distinct workload (64)",
+    )
+    parser.add_argument(
+        "--seconds", type=_argument(_read_seconds), metavar="S", help="start no trial after this"
+    )
+    fleet = parser.add_argument_group("a fleet of machines")
+    fleet.add_argument("--tracker", metavar="HOST:PORT", help="a TVM RPC tracker")
+    fleet.add_argument("--key", help="the kind of machine to borrow from it")
+    parser.add_argument("--report", metavar="FILE.json|FILE.html", help="write the report")
     _threads(parser)
 
 
@@ -543,7 +577,7 @@ def _compile_options(parser: argparse.ArgumentParser) -> None:
     decided.add_argument(
         "--forbid", action="append", default=[], metavar="PATTERN", help="keep these layers dense"
     )
-    parser.add_argument("--report", metavar="FILE.json", help="write the report")
+    parser.add_argument("--report", metavar="FILE.json|FILE.html", help="write the report")
     parser.add_argument(
         "--no-check", action="store_true", help="do not compare with the dense model"
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +17,7 @@ from tvm import relax
 
 from . import __version__
 from .calibration import calibrated
-from .cpu_features import required_features
+from .cpu_features import machine_identity, missing_features, required_features
 from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
 from .manifest import Manifest
@@ -28,12 +30,16 @@ from .planner import Decision, Plan, check_patterns, decide
 from .plugin import sparse_pipeline
 from .profile import SparsityProfile, profile_weight
 from .progress import Progress
+from .records import RecordFile, read_records, weight_digest
 from .report import LayerReport, Report
 from .runtime import CompiledModule
 from .schedules.base import matrix_view
 from .targets import TargetLike, X86Machine, machine_of, resolve_target
+from .tuning.book import RecordBook, history_of
 from .verify import verify
 from .workload import Conv2dGeometry
+
+Records = str | os.PathLike[str] | RecordFile | None
 
 
 def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -> Report:
@@ -50,12 +56,12 @@ def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -
     Report
         `str` gives a table, `.layers` and `.to_json()` the data.
     """
-    model = _load(source, shapes)
+    model = load_model(source, shapes)
     layers = []
     for fused_site in collect_weights(model):
         site = fused_site.site
         layers.append(
-            replace(_layer(model, site, _profile(model, site)), reason=site.refusal or None)
+            replace(_layer(model, site, profile_site(model, site)), reason=site.refusal or None)
         )
     return Report(model.source, layers=tuple(layers), notes=tuple(model.notes))
 
@@ -63,7 +69,7 @@ def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -
 def plan(
     source: Any,
     target: TargetLike = "native",
-    records: str | None = None,
+    records: Records = None,
     *,
     threads: int | None = None,
     force: Mapping[str, str] | None = None,
@@ -78,8 +84,9 @@ def plan(
         As for `inspect`.
     target : str, mapping or tvm.target.Target
         "native", a short name, or a TVM target.
-    records : str, optional
-        Tuning records; none are read by this version, which has no tuner.
+    records : path or RecordFile, optional
+        Tuning records: a layer that was measured on this machine gets its fastest kernel, another
+        one what the most similar layer got.
     threads : int, optional
         Threads to plan for; by default TVM_NUM_THREADS, else all cores.
     force : mapping of str to str
@@ -92,23 +99,32 @@ def plan(
     PlanError
         When a forced format cannot hold a layer, or a pattern in `force` or `forbid` fits no layer.
     """
-    _refuse_records(records)
-    model = _load(source, shapes)
+    model = load_model(source, shapes)
     resolved = resolve_target(target)
+    book = record_book(records, resolved)
     machine = calibrated(machine_of(resolved, threads), resolved)
-    sites = [_with_threads(fused.site, machine) for fused in collect_weights(model)]
+    sites = [with_threads(fused.site, machine) for fused in collect_weights(model)]
     check_patterns([*(force or {}), *forbid], [site.name for site in sites])
     decisions = [
-        decide(site, _profile(model, site), machine, force=force, forbid=forbid) for site in sites
+        decide(
+            site,
+            profile_site(model, site),
+            machine,
+            force=force,
+            forbid=forbid,
+            book=book,
+            digest=weight_digest(model.params[site.param]) if book else "",
+        )
+        for site in sites
     ]
-    return Plan(_target_data(resolved), machine.threads, model.digest(), tuple(decisions))
+    return Plan(target_data(resolved), machine.threads, model.digest(), tuple(decisions))
 
 
 def compile(
     source: Any,
     target: TargetLike = "native",
     plan: Plan | str | None = None,
-    records: str | None = None,
+    records: Records = None,
     check: bool = True,
     *,
     threads: int | None = None,
@@ -145,20 +161,21 @@ def compile(
     """
     started = time.perf_counter()
     progress = progress or Progress()
-    _refuse_records(records)
     with progress.phase("load"):
-        model = _load(source, shapes)
+        model = load_model(source, shapes)
     resolved = resolve_target(target)
+    records = open_records(records)
+    book = record_book(records, resolved)
     given = _read_plan(plan)
     if given is not None:
         _check_plan(given, model, resolved)
-    the_plan = given or _plan_for(model, resolved, threads, progress)
+    the_plan = given or _plan_for(model, resolved, threads, records, progress)
     machine = machine_of(resolved, the_plan.threads if threads is None else threads)
     sites = [
-        replace(fused, site=_with_threads(fused.site, machine)) for fused in collect_weights(model)
+        replace(fused, site=with_threads(fused.site, machine)) for fused in collect_weights(model)
     ]
     lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
-    report = _report(model, sites, the_plan, lowered, machine)
+    report = _report(model, sites, the_plan, lowered, machine, book)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
     module = wrap_executable(executable, manifest, machine.threads)
     if check and module.refusal is None:
@@ -209,22 +226,52 @@ def _array(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy()
 
 
-def _load(source: Any, shapes: Mapping[str, Sequence[int]] | None) -> Model:
+def load_model(source: Any, shapes: Mapping[str, Sequence[int]] | None) -> Model:
+    """Load a model, unless it is one already."""
     from .frontends.loading import load
 
     return source if isinstance(source, Model) and not shapes else load(source, shapes=shapes)
 
 
-def _refuse_records(records: str | None) -> None:
-    if records is not None:
-        raise PlanError("tuning records cannot be read yet: this version plans by its cost model")
+def open_records(records: Records) -> RecordFile | None:
+    """Read tuning records; lines that are none are warned of.
+
+    Raises
+    ------
+    RecordError
+        When the file cannot be read.
+    """
+    if records is None or isinstance(records, RecordFile):
+        return records
+    file = read_records(records)
+    for sentence in file.skipped:
+        warnings.warn(sentence, stacklevel=3)
+    return file
 
 
-def _with_threads(site: WeightSite, machine: X86Machine) -> WeightSite:
+def record_book(records: Records, target: Any) -> RecordBook | None:
+    """Look tuning records up for a target.
+
+    Raises
+    ------
+    RecordError
+        When the file cannot be read.
+    """
+    file = open_records(records)
+    if file is None:
+        return None
+    foreign = missing_features(required_features(target))
+    machine = None if foreign else machine_identity()
+    return RecordBook(file, target_data(target), machine, tvm.__version__)
+
+
+def with_threads(site: WeightSite, machine: X86Machine) -> WeightSite:
+    """Plan a site for the threads of a machine."""
     return replace(site, workload=replace(site.workload, threads=machine.threads))
 
 
-def _profile(model: Model, site: WeightSite) -> SparsityProfile:
+def profile_site(model: Model, site: WeightSite) -> SparsityProfile:
+    """Profile the weight of a site."""
     geometry = site.workload.geometry
     taps = 1
     if isinstance(geometry, Conv2dGeometry):
@@ -250,7 +297,8 @@ def _layer(model: Model, site: WeightSite, profile: SparsityProfile) -> LayerRep
     )
 
 
-def _target_data(target: Any) -> dict[str, Any]:
+def target_data(target: Any) -> dict[str, Any]:
+    """Describe a target by plain data."""
     return dict(
         json.loads(json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str))
     )
@@ -260,18 +308,20 @@ def _read_plan(source: Plan | str | None) -> Plan | None:
     return source if source is None or isinstance(source, Plan) else Plan.from_json(source)
 
 
-def _plan_for(model: Model, target: Any, threads: int | None, progress: Progress) -> Plan:
+def _plan_for(
+    model: Model, target: Any, threads: int | None, records: Records, progress: Progress
+) -> Plan:
     with progress.phase("plan"):
-        return plan(model, target, threads=threads)
+        return plan(model, target, records, threads=threads)
 
 
 def _check_plan(the_plan: Plan, model: Model, target: Any) -> None:
     if the_plan.digest != model.digest():
         raise PlanError("the plan was made for another model: its weights differ from these")
-    if dict(the_plan.target) != _target_data(target):
+    if dict(the_plan.target) != target_data(target):
         raise PlanError(
             f"the plan was made for the target {dict(the_plan.target)}, "
-            f"not for {_target_data(target)}"
+            f"not for {target_data(target)}"
         )
 
 
@@ -300,12 +350,13 @@ def _report(
     the_plan: Plan,
     lowered: Lowered,
     machine: X86Machine,
+    book: RecordBook | None,
 ) -> Report:
     layers = []
     for fused_site in sites:
         site = fused_site.site
         decision = the_plan.decision(site.name)
-        layer = _layer(model, site, _profile(model, site))
+        layer = _layer(model, site, profile_site(model, site))
         layers.append(
             replace(
                 layer,
@@ -317,6 +368,7 @@ def _report(
                 expected_us=decision.expected_us,
                 dense_us=decision.dense_us,
                 bytes_packed=lowered.packed_bytes.get(site.name, layer.bytes_dense),
+                history=_history(model, site, book),
             )
         )
     return Report(
@@ -326,6 +378,14 @@ def _report(
         layers=tuple(layers),
         notes=tuple(model.notes),
     )
+
+
+def _history(
+    model: Model, site: WeightSite, book: RecordBook | None
+) -> tuple[tuple[int, float], ...]:
+    if book is None:
+        return ()
+    return history_of(book.measured(site.workload, weight_digest(model.params[site.param])))
 
 
 def _reported_config(site: WeightSite, decision: Decision) -> dict[str, Any]:
@@ -363,7 +423,7 @@ def _manifest(
     return Manifest(
         package_version=__version__,
         tvm_version=tvm.__version__,
-        target=_target_data(target),
+        target=target_data(target),
         cpu_features=required_features(target),
         threads=machine.threads,
         inputs=model.inputs,

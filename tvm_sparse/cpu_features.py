@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +46,9 @@ X86_FEATURES: dict[str, str] = {
     "avx512bf16": "avx512_bf16",
     "avx512fp16": "avx512_fp16",
 }
+
+# Bytes of a data cache by level, where the system does not tell.
+_USUAL_CACHES: dict[int, int] = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}
 
 
 def required_features(target: Any) -> tuple[str, ...]:
@@ -96,11 +100,52 @@ def missing_features(required: Iterable[str], cpuinfo: str | Path = "/proc/cpuin
 
 def processor_name() -> str:
     """Name this machine's processor for messages."""
+    return _first_core().get("model name") or platform.processor() or platform.machine()
+
+
+def machine_identity(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
+    """Tell this machine from others, in one line: what was measured on one holds for its like.
+
+    Clouds sell processors of several generations under one name, hence also family, model and
+    stepping.
+
+    Returns
+    -------
+    str
+        For example ``AMD EPYC (AuthenticAMD 25/17/1), 2 cores``.
+    """
+    core = _first_core(cpuinfo)
+    name = core.get("model name") or platform.processor() or platform.machine()
+    numbers = "/".join(core.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    vendor = core.get("vendor_id", "unknown")
+    count = os.cpu_count() or 1
+    return f"{name} ({vendor} {numbers}), {count} {'core' if count == 1 else 'cores'}"
+
+
+def available_cores() -> list[int]:
+    """List the numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cache_bytes(level: int, caches: str | Path = "/sys/devices/system/cpu/cpu0/cache") -> int:
+    """Return the size of a core's data cache of a level; a usual one where nothing tells it."""
+    for entry in sorted(Path(caches).glob("index*")):
+        try:
+            told = {key: (entry / key).read_text().strip() for key in ("level", "type", "size")}
+            if told["level"] == str(level) and told["type"] != "Instruction":
+                return int(told["size"].rstrip("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return _USUAL_CACHES[level]
+
+
+def _first_core(cpuinfo: str | Path = "/proc/cpuinfo") -> dict[str, str]:
+    """Read what the system tells of its first core; nothing where it does not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        text = Path(cpuinfo).read_text(errors="replace")
     except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        return {}
+    pairs = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -19,6 +19,14 @@ class PlanError(SparseError):
     """A plan cannot be read, or was made for another model."""
 
 
+class RecordError(SparseError):
+    """Tuning records cannot be read or written."""
+
+
+class TuningError(SparseError):
+    """Tuning cannot go on: nothing can be measured."""
+
+
 class TargetError(SparseError):
     """A target name is unknown, or this machine lacks instructions that a library was built for."""
 

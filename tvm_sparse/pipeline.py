@@ -19,9 +19,10 @@ from .passes.collect_weights import FusedSite
 from .passes.lower_dense_ops import LowerDenseOps
 from .passes.rewrite_weights import KernelCall, rewrite_weights
 from .passes.schedule_rest import ScheduleRest
-from .planner import Decision, Plan, check_config, template_named
+from .planner import Decision, Plan, check_config
 from .progress import Progress
 from .schedules.base import matrix_view
+from .schedules.lookup import template_named
 from .targets import X86Machine
 
 

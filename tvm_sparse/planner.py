@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ from .errors import PlanError, SparseError
 from .files import write_text
 from .ops import WeightSite
 from .profile import SparsityProfile
+from .records import Statistics
 from .schedules.base import KernelTemplate
+from .schedules.lookup import DENSE_FORMATS, template_named
 from .schedules.x86.templates import TEMPLATES, block_step
 from .targets import X86Machine
+from .tuning.book import RecordBook
 from .workload import Workload
 
 VERSION = 1
-
-# Formats that hold every element, zero or not.
-DENSE_FORMATS: frozenset[str] = frozenset({"dense", "plain"})
 
 # What a configuration that was written by hand may hold. More accumulators than this only spill.
 _LARGEST = 65535
@@ -33,6 +34,10 @@ _FIXED: dict[str, tuple[str, ...]] = {"dense_panels": ("groups",), "gemv": ("mr"
 
 # A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.
 SPARSE_MARGIN = 0.85
+
+# What a record of another machine suggests may be this much slower by estimate than the model's own
+# choice.
+HINT_MARGIN = 1.1
 
 
 @dataclass(frozen=True)
@@ -192,21 +197,6 @@ def _check_decision(decision: Decision) -> None:
         raise PlanError(f"layer '{decision.name}': the configuration is not an object")
 
 
-def template_named(name: str) -> KernelTemplate:
-    """Look up a kernel template.
-
-    Raises
-    ------
-    PlanError
-        When there is none of that name.
-    """
-    for template in TEMPLATES:
-        if template.name == name:
-            return template
-    known = ", ".join(template.name for template in TEMPLATES)
-    raise PlanError(f"no kernel is called '{name}'; there are {known}, and 'tvm'")
-
-
 def check_config(
     name: str,
     template: KernelTemplate,
@@ -263,8 +253,13 @@ def decide(
     *,
     force: Mapping[str, str] | None = None,
     forbid: Sequence[str] = (),
+    book: RecordBook | None = None,
+    digest: str = "",
 ) -> Decision:
-    """Choose a kernel for one weight by estimated time; dense is a candidate like the others.
+    """Choose a kernel for one weight by its time; dense is a candidate like the others.
+
+    Times are those of the layer's own records. A layer without any is given what the most similar
+    recorded one got, and else what the cost model expects to be fastest.
 
     Parameters
     ----------
@@ -274,6 +269,10 @@ def decide(
         Layer name or pattern (`fnmatch`) to the format that it must get.
     forbid : sequence of str
         Layer names or patterns that stay dense.
+    book : RecordBook, optional
+        Tuning records.
+    digest : str
+        `records.weight_digest` of the weight, which records know it by.
 
     Raises
     ------
@@ -285,9 +284,21 @@ def decide(
         if wanted not in (None, "dense"):
             raise PlanError(f"layer '{site.name}' cannot be {wanted}: {site.refusal}")
         return Decision(site.name, site.workload.op, "dense", "tvm", {}, "model", site.refusal)
-    candidates, refusals = _candidates(site.workload, profile, machine)
+    estimated, refusals = _candidates(site.workload, profile, machine)
+    measured = _measured(site, machine, book, digest)
+    choice = _choose(site.name, profile, measured or estimated, refusals, force, forbid, measured)
+    if choice is None:
+        # What was forced was not measured.
+        measured = []
+        choice = _choose(site.name, profile, estimated, refusals, force, forbid, measured)
+    assert choice is not None
+    chosen, source, reason = choice
+    candidates = measured or estimated
+    if book is not None and source == "model":
+        hinted = _hinted(site, profile, machine, book, chosen)
+        if hinted is not None:
+            chosen, source, reason = hinted[0], "record", hinted[1]
     best_dense = _fastest([c for c in candidates if c.format in DENSE_FORMATS])
-    chosen, source, reason = _choose(site.name, profile, candidates, refusals, force, forbid)
     return Decision(
         name=site.name,
         op=site.workload.op,
@@ -300,6 +311,61 @@ def decide(
         dense_us=best_dense.expected_us if best_dense else None,
         candidates=tuple(sorted(candidates, key=lambda c: c.expected_us)),
     )
+
+
+def _measured(
+    site: WeightSite, machine: X86Machine, book: RecordBook | None, digest: str
+) -> list[Candidate]:
+    """Return the fastest measured configuration of every kernel, for exactly this layer."""
+    best: dict[str, Candidate] = {}
+    for record in book.measured(site.workload, digest) if book else ():
+        candidate = Candidate(
+            template_named(record.kernel).format,
+            record.kernel,
+            dict(record.config),
+            round(record.us or 0.0, 2),
+        )
+        known = best.get(record.kernel)
+        if (known is None or candidate.expected_us < known.expected_us) and _is_buildable(
+            site, machine, candidate
+        ):
+            best[record.kernel] = candidate
+    return list(best.values())
+
+
+def _is_buildable(site: WeightSite, machine: X86Machine, candidate: Candidate) -> bool:
+    template = template_named(candidate.kernel)
+    if not template.supports(site.workload, machine):
+        return False
+    try:
+        check_config(site.name, template, site.workload, machine, candidate.config)
+    except PlanError:
+        return False
+    return True
+
+
+def _hinted(
+    site: WeightSite,
+    profile: SparsityProfile,
+    machine: X86Machine,
+    book: RecordBook,
+    chosen: Candidate | None,
+) -> tuple[Candidate, str] | None:
+    """Take over what a similar layer got; times of other machines have to agree with the model."""
+    for hint in book.similar(site.workload, Statistics.of(profile)):
+        template = template_named(hint.record.kernel)
+        if not template.supports(site.workload, machine):
+            continue
+        config = dict(hint.record.config)
+        candidate = Candidate(template.format, template.name, config, 0.0)
+        if not _is_buildable(site, machine, candidate):
+            continue
+        us = round(template.estimate(site.workload, machine, profile, config), 2)
+        limit = math.inf if hint.trusted or chosen is None else HINT_MARGIN * chosen.expected_us
+        if us > limit or not math.isfinite(us):
+            continue
+        return replace(candidate, expected_us=us), f"as was fastest for {hint.describe()}"
+    return None
 
 
 def fits(pattern: str, names: Sequence[str]) -> bool:
@@ -364,7 +430,9 @@ def _choose(
     refusals: Mapping[str, str],
     force: Mapping[str, str] | None,
     forbid: Sequence[str],
-) -> tuple[Candidate | None, str, str]:
+    measured: Sequence[Candidate],
+) -> tuple[Candidate | None, str, str] | None:
+    """Choose among candidates; None when what the user wants is not among the measured ones."""
     dense = _fastest([c for c in candidates if c.format in DENSE_FORMATS])
     sparse = _fastest([c for c in candidates if c.format not in DENSE_FORMATS])
     wanted = _forced(name, force)
@@ -372,21 +440,25 @@ def _choose(
         option = (
             dense if wanted == "dense" else _fastest([c for c in candidates if c.format == wanted])
         )
+        if option is None and measured:
+            return None
         if option is None:
             reason = refusals.get(wanted, f"there is no format '{wanted}'")
             raise PlanError(f"layer '{name}' cannot be {wanted}: {reason}")
         return option, "user", f"forced to {wanted}"
     if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in forbid):
-        return dense, "user", "kept dense by the user"
+        return None if dense is None and measured else (dense, "user", "kept dense by the user")
+    source, verb = ("record", "measured") if measured else ("model", "expected")
     if sparse is None:
-        return dense, "model", next(iter(refusals.values()), "no sparse kernel takes it")
+        why = "no sparse kernel was measured" if measured else "no sparse kernel takes it"
+        return dense, source, next(iter(refusals.values()), why)
     if dense is None:
-        return sparse, "model", "no dense kernel takes it"
+        return sparse, source, "no dense kernel takes it"
     ratio = dense.expected_us / sparse.expected_us
     times = f"{sparse.expected_us:.0f} us sparse, {dense.expected_us:.0f} us dense"
-    if sparse.expected_us < SPARSE_MARGIN * dense.expected_us:
-        return sparse, "model", f"expected {ratio:.1f}x faster ({times})"
+    if sparse.expected_us < (1.0 if measured else SPARSE_MARGIN) * dense.expected_us:
+        return sparse, source, f"{verb} {ratio:.1f}x faster ({times})"
     if profile.nnz == profile.size:
-        return dense, "model", "the weight has no zeros"
+        return dense, source, "the weight has no zeros"
     share = f"{100 * (1 - profile.density):.0f} % zeros"
-    return dense, "model", f"{share} do not pay here (expected {times})"
+    return dense, source, f"{share} do not pay here ({verb} {times})"

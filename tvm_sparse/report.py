@@ -1,4 +1,4 @@
-"""What was found in a model and what became of it: a table for people, JSON for programs."""
+"""What was found in a model and what became of it: a table, a page of HTML, and JSON."""
 
 from __future__ import annotations
 
@@ -48,6 +48,9 @@ class LayerReport:
     error, error_share : float or None
         Largest difference from the dense layer in float64, and as a share of its derived bound:
         below one, rounding explains it.
+    history : tuple of (int, float)
+        (trial, microseconds) of the fastest kernel so far, one point a trial that was measured
+        while tuning; empty for layers that were not tuned.
     """
 
     name: str
@@ -69,6 +72,7 @@ class LayerReport:
     bytes_packed: int | None = None
     error: float | None = None
     error_share: float | None = None
+    history: tuple[tuple[int, float], ...] = ()
 
     @property
     def is_sparse(self) -> bool:
@@ -139,7 +143,29 @@ class Report:
             When the file cannot be written.
         """
         data = {"version": VERSION, **asdict(self), "summary": self.summary()}
+        for layer in data["layers"]:
+            # Every library carries its report, and most layers of most models were not tuned.
+            if not layer["history"]:
+                del layer["history"]
         text = json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the report as a page of HTML, and write it to `path` if one is given.
+
+        The page stands alone: its styles and drawings are inside, and it runs no scripts. The file
+        is written beside its place and renamed into it.
+
+        Raises
+        ------
+        SparseError
+            When the file cannot be written.
+        """
+        from .report_html import render
+
+        text = render(self)
         if path is not None:
             write_text(path, text)
         return text
@@ -207,7 +233,7 @@ class Report:
         if "sparse" in found:
             parts.append(f"{found['sparse']} sparse, {found['dense']} dense")
         if "density" in found:
-            parts.append(f"{_percent(found['density'])} of the weights are nonzero")
+            parts.append(f"{format_percent(found['density'])} of the weights are nonzero")
         if "bytes_dense" in found:
             size = f"{format_bytes(found['bytes_dense'])} dense"
             if "bytes_packed" in found:
@@ -230,7 +256,8 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def _percent(share: float) -> str:
+def format_percent(share: float) -> str:
+    """Write a share as a percentage, for example ``90.0 %``."""
     # Rounded, hardly any would read as none, and nearly all as all.
     if 0 < share < 0.0005:
         return "<0.1 %"
@@ -258,7 +285,7 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("op", "op"),
     _Column("shape", "shape", lambda shape: "x".join(map(str, shape)) or "scalar"),
     _Column("dtype", "dtype"),
-    _Column("nonzero", "density", _percent, number=True),
+    _Column("nonzero", "density", format_percent, number=True),
     _Column("nnz", "nnz", "{:,}".format, number=True),
     _Column("pattern", "pattern"),
     _Column("format", "format"),
@@ -410,4 +437,6 @@ def _layer(entry: Mapping[str, Any]) -> LayerReport:
     for name in _FLOATS:
         if values.get(name) is not None:
             values[name] = float(values[name])
+    points = values.get("history", ())
+    values["history"] = tuple((int(trial), float(time)) for trial, time in points)
     return LayerReport(**values)

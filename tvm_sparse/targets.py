@@ -43,6 +43,9 @@ class X86Machine:
         Vector multiply-adds issued a cycle: 1 where the data paths are half as wide as the vector.
     gigahertz : float
         Clock that turns estimated cycles into time: nominal, or measured by `calibration`.
+    prices : tuple of (str, float)
+        Cycles per event that a calibration of this machine found; the cost model's table has the
+        others.
     """
 
     mcpu: str
@@ -53,6 +56,7 @@ class X86Machine:
     threads: int = 1
     fma_per_cycle: int = 2
     gigahertz: float = 4.0
+    prices: tuple[tuple[str, float], ...] = ()
 
 
 def resolve_target(target: TargetLike) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 from ...profile import SparsityProfile
@@ -127,13 +127,22 @@ PRICES: dict[int, Prices] = {
     ),
 }
 
+PRICE_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Prices))
+
 Events = Mapping[str, float]
+
+
+@lru_cache(maxsize=64)
+def prices_of(machine: X86Machine) -> Prices:
+    """Return what events cost on a machine: as calibrated there, else as the table says."""
+    measured = {name: price for name, price in machine.prices if name in PRICE_NAMES}
+    return replace(PRICES[machine.fma_per_cycle], **measured)
 
 
 def cycles(events: Events, machine: X86Machine) -> float:
     """Sum up events by their prices."""
-    prices = asdict(PRICES[machine.fma_per_cycle])
-    return sum(prices[name] * count for name, count in events.items())
+    prices = prices_of(machine)
+    return sum(getattr(prices, name) * count for name, count in events.items())
 
 
 def microseconds(events: Events, workload: Workload, machine: X86Machine, config: Config) -> float:
@@ -321,7 +330,7 @@ def gemv_events(workload: Workload, machine: X86Machine) -> Events:
     It reads every weight once, while it multiplies: the longer of the two counts.
     """
     assert isinstance(workload.geometry, MatmulGeometry)
-    g, prices = workload.geometry, PRICES[machine.fma_per_cycle]
+    g, prices = workload.geometry, prices_of(machine)
     vectors = math.ceil(g.m / machine.lanes) * g.k
     multiplied, lines = vectors * (g.n or SYMBOLIC_TOKENS), vectors * machine.lanes / 16
     hidden = multiplied * prices.gemv_fma / prices.dense_line

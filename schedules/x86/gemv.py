@@ -20,10 +20,10 @@ from .matmul_io import argument, flat
 # Tokens by vector registers: each has an accumulator for every vector of the weight.
 MAX_TOKENS: dict[int, int] = {32: 15, 16: 8}
 
-# Accumulators by vector registers: enough to hide the latency of a multiply-add, and no more
-# streams of weights than the prefetcher follows.
-_ACCUMULATORS: dict[int, int] = {32: 24, 16: 8}
+# As many streams of weights as the prefetcher follows, and no more than leave a register for each
+# weight vector beside the accumulators, and these for other things.
 _STREAMS = 8
+_SPARE_REGISTERS = 2
 
 
 def build_gemv(
@@ -34,7 +34,8 @@ def build_gemv(
     assert isinstance(geometry, MatmulGeometry) and geometry.n is not None
     lanes, tokens = machine.lanes, geometry.n
     panels = math.ceil(geometry.m / lanes)
-    together = min(panels, _STREAMS, max(1, _ACCUMULATORS[machine.registers] // tokens))
+    fitting = (machine.registers - _SPARE_REGISTERS) // (tokens + 1)
+    together = min(panels, _STREAMS, max(1, fitting))
     epilogue = workload.epilogue
     with IRBuilder() as builder:
         with B.prim_func():

@@ -25,7 +25,7 @@ from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 
 # Blocks of a matmul's columns are whole vectors of every width, whichever one the kernel takes.
-_BLOCK_STEP = 16
+BLOCK_STEP = 16
 
 # What a sparse layer is taken to keep, and nanoseconds of one vector multiply-add: whether threads
 # pay is decided before the weight is known.
@@ -74,7 +74,8 @@ def block_step(workload: Workload, lanes: int) -> int:
     return math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else lanes
 
 
-def _columns(workload: Workload) -> int:
+def columns_of(workload: Workload) -> int:
+    """Count the columns of activations of one image, or all tokens."""
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry):
         return geometry.n or cost.SYMBOLIC_TOKENS
@@ -90,13 +91,13 @@ def _with_threads(
         return {**config, "threads": 1, "parts": 1}
     geometry = workload.geometry
     symbolic = isinstance(geometry, MatmulGeometry) and geometry.n is None
-    panels = split_columns(_columns(workload), config["nt"], machine.lanes).total
+    panels = split_columns(columns_of(workload), config["nt"], machine.lanes).total
     enough = panels >= 4 * workload.threads or panels % workload.threads == 0
     parts = 1 if enough and not symbolic else workload.threads
     return {**config, "threads": workload.threads, "parts": parts}
 
 
-def _multiple(config: Config, lanes: int) -> int:
+def row_multiple(config: Config, lanes: int) -> int:
     """Row ranges end where a panel and a vector of rows end."""
     return math.lcm(int(config["mr"]), lanes)
 
@@ -104,7 +105,7 @@ def _multiple(config: Config, lanes: int) -> int:
 def _tiles_that_fit(
     tiles: Sequence[tuple[int, int]], workload: Workload, lanes: int
 ) -> list[tuple[int, int]]:
-    widest = math.ceil(_columns(workload) / lanes)
+    widest = math.ceil(columns_of(workload) / lanes)
     fitting = [tile for tile in tiles if tile[1] <= widest]
     narrow = [(mr, widest) for mr, nt in tiles if nt > widest and (mr, widest) not in fitting]
     return list(dict.fromkeys(fitting + narrow))
@@ -118,7 +119,7 @@ def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
     machine = narrowed(workload, machine)
     if machine.lanes == 1:
         tiles: Sequence[tuple[int, int]] = _SCALAR_TILES
-    elif _columns(workload) <= machine.lanes:
+    elif columns_of(workload) <= machine.lanes:
         tiles = _NARROW_TILES
     else:
         tiles = _SLICED_TILES[machine.registers]
@@ -147,7 +148,7 @@ def _space_over(
     """List the configurations of a sparse kernel: register tiles, and lengths of blocks."""
     assert workload.geometry is not None
     rows, columns = workload.geometry.weight_shape
-    step = block_step(workload, _BLOCK_STEP)
+    step = block_step(workload, BLOCK_STEP)
     multiplied = workload.geometry.macs(cost.SYMBOLIC_TOKENS) / machine.lanes * _TYPICAL_DENSITY
     one_core = multiplied * _FMA_NANOSECONDS * 1e-3
     configs: list[Config] = []
@@ -159,7 +160,7 @@ def _space_over(
         ]
         for kb in dict.fromkeys(lengths):
             config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}
-            config["multiple"] = _multiple(config, machine.lanes)
+            config["multiple"] = row_multiple(config, machine.lanes)
             configs.append(_with_threads(config, workload, machine, one_core))
     return configs
 
@@ -247,7 +248,7 @@ def _build_dense(
 ) -> Any:
     groups = int(config.get("groups", 1))
     rows = packed.shape[0] // groups
-    parts, multiple = int(config["parts"]), _multiple(config, machine.lanes)
+    parts, multiple = int(config["parts"]), row_multiple(config, machine.lanes)
     step = max(multiple, math.ceil(rows / parts / multiple) * multiple)
     shape = _shape(workload, machine, config, [*range(0, rows, step), rows])
     weight = DenseWeight(shape.mr, math.ceil(rows / shape.mr), shape.columns, shape.kb, groups)
@@ -294,38 +295,28 @@ def _supports_depthwise(workload: Workload, machine: X86Machine) -> Match:
     return Match(True)
 
 
-def _sparse_estimate(
+def _sliced_events(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
-) -> float:
-    events = cost.sparse_events(workload, machine, profile, config)
-    return cost.microseconds(events, workload, machine, config)
+) -> cost.Events:
+    return cost.sliced_events(workload, narrowed(workload, machine), profile, config)
 
 
-def _sliced_estimate(
+def _dense_events(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
-) -> float:
-    machine = narrowed(workload, machine)
-    events = cost.sliced_events(workload, machine, profile, config)
-    return cost.microseconds(events, workload, machine, config)
+) -> cost.Events:
+    return cost.dense_events(workload, machine, config)
 
 
-def _dense_estimate(
+def _gemv_events(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
-) -> float:
-    events = cost.dense_events(workload, machine, config)
-    return cost.microseconds(events, workload, machine, config)
+) -> cost.Events:
+    return cost.gemv_events(workload, machine)
 
 
-def _gemv_estimate(
+def _depthwise_events(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
-) -> float:
-    return cost.microseconds(cost.gemv_events(workload, machine), workload, machine, config)
-
-
-def _depthwise_estimate(
-    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
-) -> float:
-    return cost.microseconds(cost.depthwise_events(workload, machine), workload, machine, config)
+) -> cost.Events:
+    return cost.depthwise_events(workload, machine)
 
 
 def _gemv_space(workload: Workload, machine: X86Machine) -> list[Config]:
@@ -351,34 +342,60 @@ def _depthwise_arguments(workload: Workload, packed: PackedWeight) -> list[np.nd
     return [packed.arrays["values"].reshape(-1, 1, *workload.geometry.kernel)]
 
 
+def _priced(
+    events: Callable[[Workload, X86Machine, SparsityProfile, Config], cost.Events],
+) -> Any:
+    """Return both fields of a template that follow from what it counts: events and estimate."""
+
+    def estimate(
+        workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+    ) -> float:
+        counted = events(workload, machine, profile, config)
+        return cost.microseconds(counted, workload, machine, config)
+
+    return {"events": events, "estimate": estimate}
+
+
 TEMPLATES: tuple[KernelTemplate, ...] = (
     KernelTemplate(
-        "register_tile",
-        "register_tiled",
-        _supports_sparse,
-        _sparse_space,
-        _build_sparse,
-        _sparse_estimate,
+        name="register_tile",
+        format="register_tiled",
+        supports=_supports_sparse,
+        space=_sparse_space,
+        build=_build_sparse,
+        **_priced(cost.sparse_events),
     ),
     KernelTemplate(
-        "sliced_rows",
-        "sliced_ell",
-        _supports_sparse,
-        _sliced_space,
-        _build_sliced,
-        _sliced_estimate,
+        name="sliced_rows",
+        format="sliced_ell",
+        supports=_supports_sparse,
+        space=_sliced_space,
+        build=_build_sliced,
+        **_priced(_sliced_events),
     ),
     KernelTemplate(
-        "dense_panels", "dense", _supports_dense, _dense_space, _build_dense, _dense_estimate
+        name="dense_panels",
+        format="dense",
+        supports=_supports_dense,
+        space=_dense_space,
+        build=_build_dense,
+        **_priced(_dense_events),
     ),
-    KernelTemplate("gemv", "dense", _supports_gemv, _gemv_space, build_gemv, _gemv_estimate),
     KernelTemplate(
-        "depthwise",
-        "plain",
-        _supports_depthwise,
-        _depthwise_space,
-        _build_depthwise,
-        _depthwise_estimate,
-        _depthwise_arguments,
+        name="gemv",
+        format="dense",
+        supports=_supports_gemv,
+        space=_gemv_space,
+        build=build_gemv,
+        **_priced(_gemv_events),
+    ),
+    KernelTemplate(
+        name="depthwise",
+        format="plain",
+        supports=_supports_depthwise,
+        space=_depthwise_space,
+        build=_build_depthwise,
+        arguments=_depthwise_arguments,
+        **_priced(_depthwise_events),
     ),
 )

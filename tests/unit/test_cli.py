@@ -267,12 +267,21 @@ def test_compile_refuses_a_hopeless_output_before_the_work(calls, tmp_path, outp
     assert not calls
 
 
-def test_an_html_report_is_refused_until_there_is_one(calls, tmp_path, capsys):
-    if hasattr(Report, "to_html"):
-        pytest.skip("this version writes HTML")
-    line = ["compile", "m.onnx", "-o", str(tmp_path / "m.so"), "--report", str(tmp_path / "r.html")]
+@pytest.mark.parametrize("name", ["r.html", "r.HTML"])
+def test_compile_writes_an_html_report_where_the_name_says_so(calls, tmp_path, name):
+    path = tmp_path / name
+    line = ["compile", "m.onnx", "-o", str(tmp_path / "m.so"), "--report", str(path)]
+    assert cli.main(line) == 0
+    assert path.read_text() == REPORT.to_html()
+
+
+@pytest.mark.parametrize("name", ["r.txt", "report"])
+def test_a_report_of_another_kind_is_refused_before_the_work(calls, tmp_path, capsys, name):
+    line = ["compile", "m.onnx", "-o", str(tmp_path / "m.so"), "--report", str(tmp_path / name)]
     assert cli.main(line) == 1
-    assert ".json only yet" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert ".html or .json" in error and name in error and error.count("\n") == 1
+    assert not calls
 
 
 def test_a_plan_file_that_is_not_there_is_said(calls, tmp_path, capsys):

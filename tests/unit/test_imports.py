@@ -17,27 +17,47 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "plain data",
-        ("errors", "files", "workload", "cpu_features", "targets", "model", "progress", "report"),
+        (
+            "errors",
+            "files",
+            "workload",
+            "cpu_features",
+            "targets",
+            "model",
+            "progress",
+            "report",
+            "report_html",
+        ),
     ),
     ("runtime", ("manifest", "runtime")),
+    ("truth", ("check", "epilogue_reference", "float64")),
     ("zeros", ("profile", "formats")),
     ("operators", ("ops",)),
     ("kernels", ("schedules",)),
-    ("tuning", ("tuner", "records")),
+    ("tuning", ("records", "tuning")),
     ("planning", ("planner", "calibration")),
     ("passes", ("passes",)),
     ("front ends", ("frontends", "inspection", "reference")),
     ("pipeline", ("pipeline",)),
-    ("checks", ("check", "epilogue_reference", "verify")),
+    ("checks", ("verify",)),
     ("deployment", ("deploy",)),
-    ("compilation", ("compiler", "plugin")),
+    ("compilation", ("compiler", "plugin", "tuner")),
     ("tools", ("bench", "demo", "zoo", "pruning")),
     ("command line", ("cli", "__main__")),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
 
 # These may not load TVM: they serve tools that look at weights only.
-WITHOUT_TVM = ("errors", "workload", "model", "progress", "report", "profile", "formats")
+WITHOUT_TVM = (
+    "errors",
+    "workload",
+    "model",
+    "progress",
+    "report",
+    "report_html",
+    "profile",
+    "formats",
+)
 
 FOLDERS = {
     "tvm_sparse": "tvm_sparse",

@@ -9,7 +9,8 @@ from tvm_sparse.schedules.x86.templates import TEMPLATES
 
 from tvm_sparse.errors import PlanError
 from tvm_sparse.ops import WeightSite
-from tvm_sparse.planner import Candidate, Decision, Plan, check_config, decide, template_named
+from tvm_sparse.planner import Candidate, Decision, Plan, check_config, decide
+from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.targets import X86Machine
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload

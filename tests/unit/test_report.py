@@ -149,6 +149,8 @@ def test_a_model_without_weights_has_a_report_too() -> None:
         ),
         Report(source="m.onnx", layers=(FOUND,)),
         report(replace(SPARSE, error=math.inf, measured_us=-math.inf)),
+        report(replace(SPARSE, history=((0, 12.5), (2, 12.5), (3, 9.0))), DENSE),
+        report(replace(SPARSE, history=((0, math.inf), (1, 2.0)))),
     ],
 )
 def test_json_comes_back_as_the_same_report(example: Report) -> None:
@@ -170,6 +172,17 @@ def test_numpy_numbers_become_json_numbers() -> None:
     data = json.loads(report(layer).to_json())
     assert data["layers"][0]["nnz"] == 5
     assert data["layers"][0]["config"] == {"mr": 4}
+
+
+def test_a_layer_that_was_not_tuned_carries_no_history() -> None:
+    tuned = replace(SPARSE, history=((0, 12.5),))
+    layers = json.loads(report(tuned, DENSE).to_json())["layers"]
+    assert layers[0]["history"] == [[0, 12.5]]
+    assert "history" not in layers[1]
+
+
+def test_the_history_does_not_change_the_table() -> None:
+    assert str(report(replace(SPARSE, history=((0, 12.5),)))) == str(report(SPARSE))
 
 
 def test_fields_of_a_later_writer_are_ignored() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_sparse.reference import ConvAttributes, conv2d64
+from tvm_sparse.float64 import ConvAttributes, conv2d64
 from tvm_sparse.workload import (
     Conv2dGeometry,
     Epilogue,

@@ -17,7 +17,7 @@ import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.errors import CheckError, ModelError, PlanError
 from tvm_sparse.formats import FORMATS
-from tvm_sparse.planner import DENSE_FORMATS
+from tvm_sparse.schedules.lookup import DENSE_FORMATS
 
 V3 = "x86-64-v3"
 

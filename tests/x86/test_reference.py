@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 
 from tvm_sparse.check import check_layers, check_outputs, compare, dot_bound
 from tvm_sparse.errors import CheckError, InputError
+from tvm_sparse.float64 import ConvAttributes, conv2d64, matmul64
 from tvm_sparse.model import Model, TensorSpec
 from tvm_sparse.reference import (
     Capture,
-    ConvAttributes,
     Reference,
-    conv2d64,
-    matmul64,
     random_inputs,
 )
 
@@ -258,12 +256,12 @@ def test_matmul64_takes_every_rank(x: tuple[int, ...], w: tuple[int, ...]) -> No
 
 
 def test_wide_weights_are_widened_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tvm_sparse.reference as reference
+    from tvm_sparse import float64
 
     x, w = normal(3, 16), normal(16, 29, seed=1)
     image, kernel = normal(1, 4, 9, 9), normal(3, 4, 3, 3, seed=1)
     whole = matmul64(x, w), conv2d64(image, kernel, ConvAttributes())
-    monkeypatch.setattr(reference, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(float64, "_PIECE_BYTES", 1000)
     np.testing.assert_allclose(matmul64(x, w), whole[0], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(
         conv2d64(image, kernel, ConvAttributes()), whole[1], rtol=1e-12, atol=1e-13

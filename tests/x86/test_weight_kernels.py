@@ -16,7 +16,7 @@ from panel_support import (
 from tvm_sparse.schedules.x86.templates import block_step
 
 from tvm_sparse.check import compare
-from tvm_sparse.planner import template_named
+from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 SPARSE = ["register_tile", "sliced_rows"]

@@ -18,7 +18,7 @@ from weight_patterns import PATTERNS
 
 from tvm_sparse.check import compare, dot_bound
 from tvm_sparse.epilogue_reference import evaluate64
-from tvm_sparse.planner import DENSE_FORMATS, template_named
+from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
 from tvm_sparse.reference import ConvAttributes, conv2d64
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 

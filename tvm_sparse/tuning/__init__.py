@@ -1,0 +1,1 @@
+"""The autotuner: what is measured, how, and in which order."""

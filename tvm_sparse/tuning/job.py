@@ -1,0 +1,122 @@
+"""What a worker measures on: a workload with its weights, kept in a folder between processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..records import workload_from
+from ..targets import X86Machine
+from ..workload import Conv2dGeometry, MatmulGeometry, Workload
+
+# What a symbolic number of tokens or images is measured at: what the cost model assumes too.
+SYMBOLIC_TOKENS = 128
+SYMBOLIC_BATCH = 1
+
+# Weights that are called in turn, as in a network: with one alone the branch predictor learns its
+# loops by heart and its bytes stay in the caches.
+ROTATION = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """One workload and all that its kernels are called with.
+
+    Attributes
+    ----------
+    workload : Workload
+        As the kernel is built for it; its tokens or batch may be symbolic.
+    machine : X86Machine
+        What kernels are shaped by.
+    target : mapping
+        TVM's description of the target.
+    weights : sequence of numpy.ndarray
+        Matrices as formats pack them, `ROTATION` of them; the last one is the layer's own.
+    channels : sequence of numpy.ndarray
+        The epilogue's vectors.
+    """
+
+    workload: Workload
+    machine: X86Machine
+    target: Mapping[str, Any]
+    weights: Sequence[np.ndarray]
+    channels: Sequence[np.ndarray]
+
+    def save(self, folder: Path) -> None:
+        """Write it to a folder."""
+        for kind, arrays in (("weight", self.weights), ("channel", self.channels)):
+            for number, array in enumerate(arrays):
+                np.save(folder / f"{kind}{number}.npy", array)
+        text = json.dumps(
+            {
+                "workload": asdict(self.workload),
+                "machine": asdict(self.machine),
+                "target": dict(self.target),
+            }
+        )
+        (folder / "job.json").write_text(text)
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Read it back."""
+        data = json.loads((folder / "job.json").read_text())
+        return cls(
+            workload_from(data["workload"]),
+            X86Machine(**{**data["machine"], "prices": _pairs(data["machine"].get("prices", ()))}),
+            data["target"],
+            _arrays(folder, "weight"),
+            _arrays(folder, "channel"),
+        )
+
+    @property
+    def concrete(self) -> MatmulGeometry | Conv2dGeometry:
+        """The geometry that is measured: symbolic sizes have a number."""
+        geometry = self.workload.geometry
+        if isinstance(geometry, MatmulGeometry):
+            return replace(geometry, n=geometry.n or SYMBOLIC_TOKENS)
+        assert geometry is not None
+        return replace(geometry, batch=geometry.batch or SYMBOLIC_BATCH)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the activations and of the result."""
+        g = self.concrete
+        if isinstance(g, MatmulGeometry):
+            assert g.n is not None
+            return (g.n, g.k), (g.n, g.m)
+        assert g.batch is not None
+        return (
+            (g.batch, g.in_channels, g.in_height, g.in_width),
+            (g.batch, g.out_channels, g.out_height, g.out_width),
+        )
+
+
+def rotation(weights: Sequence[np.ndarray], taps: int = 1) -> list[np.ndarray]:
+    """Fill up to `ROTATION` weights with permutations of those at hand; the first comes last.
+
+    Rows are permuted, and input channels with all their taps: counts stay what they are, the
+    lengths of loops come in another order.
+    """
+    rng = np.random.default_rng(0)
+    chosen = list(weights[:ROTATION])
+    while len(chosen) < ROTATION:
+        matrix = weights[len(chosen) % len(weights)]
+        rows, columns = matrix.shape
+        channels = rng.permutation(columns // taps)
+        order = (channels[:, None] * taps + np.arange(taps)).reshape(-1)
+        chosen.append(np.ascontiguousarray(matrix[rng.permutation(rows)][:, order]))
+    return chosen[::-1]
+
+
+def _pairs(values: Any) -> tuple[tuple[str, float], ...]:
+    return tuple((str(name), float(value)) for name, value in values)
+
+
+def _arrays(folder: Path, kind: str) -> list[np.ndarray]:
+    count = len(list(folder.glob(f"{kind}*.npy")))
+    return [np.load(folder / f"{kind}{number}.npy", mmap_mode="r") for number in range(count)]
