@@ -1,10 +1,11 @@
 """Fit the prices of `schedules/x86/cost.py` to measurements of the kernels on this machine.
 
-    python benchmarks/fit_cost.py [--measure] [--cpu 0]
+    python benchmarks/fit_cost.py [--measure] [--cpu 0] [--leave-one-out]
 
 With --measure (on an idle machine, some ten minutes) times the kernels and appends the times to
 results/kernel_times.jsonl. Prints the fitted prices, how far estimates are off, and for every layer
-and density what the plan would choose: its speed over dense, and over the best choice.
+and density what the plan would choose: its speed over dense, and over the best choice. With
+--leave-one-out also how far estimates are off for layers that the prices were not fitted to.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,24 @@ import numpy as np
 # Before TVM starts its threads.
 os.environ["TVM_NUM_THREADS"] = "1"
 
-import tvm
-from scipy.optimize import lsq_linear
 from tvm_sparse.schedules.base import matrix_view
-from tvm_sparse.schedules.x86 import cost
-from tvm_sparse.schedules.x86.templates import narrowed
+from tvm_sparse.schedules.lookup import template_named
+from tvm_sparse.schedules.x86.cost import PRICE_NAMES, prices_of
 
-from tvm_sparse.calibration import calibrated
 from tvm_sparse.cpu_features import processor_name
-from tvm_sparse.formats import FORMATS
-from tvm_sparse.planner import SPARSE_MARGIN, template_named
+from tvm_sparse.planner import SPARSE_MARGIN
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.targets import machine_of, resolve_target
+from tvm_sparse.tuning.calibrate import measure_gigahertz
+from tvm_sparse.tuning.core_speed import call_microseconds
+from tvm_sparse.tuning.kernel_times import build_timer, shuffled
+from tvm_sparse.tuning.prices import (
+    Sample,
+    estimate,
+    events_of,
+    fit_prices,
+    leave_one_group_out,
+)
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 from tvm_sparse.zoo import trained_like
 
@@ -51,7 +57,16 @@ MATMULS = [
     (768, 768, 8),
     (768, 3072, 1),
     (768, 768, 384),
+    (768, 768, 2),
+    (768, 768, 12),
+    (3072, 768, 4),
+    (1000, 2048, 1),
+    (2048, 1024, 8),
+    (256, 1024, 192),
+    (771, 769, 100),
+    (320, 320, 1024),
 ]
+# Channels in, channels out, rows of pixels, kernel; also stride and images where they are not 1.
 CONVS = [
     (64, 64, 56, 3),
     (128, 128, 28, 3),
@@ -64,52 +79,36 @@ CONVS = [
     (512, 2048, 7, 1),
     (32, 64, 112, 1),
     (1024, 1024, 7, 1),
+    (256, 256, 28, 3, 2),
+    (256, 512, 28, 1, 2),
+    (128, 128, 28, 3, 1, 4),
+    (64, 256, 56, 1, 1, 8),
 ]
-# Distinct weights in rotation: together beyond L2, and other loop lengths every time.
-WEIGHTS = 8
-# What calling a kernel from Python costs.
-CALL_MICROSECONDS = 1.0
 DENSITIES = [0.5, 0.3, 0.1, 0.05, 0.02]
 # Configurations of each template that are measured for a layer and density, other ones each time.
 CONFIGS = 3
 
 
-# What no processor goes below that issues two multiply-adds and two loads a cycle. They keep the
-# fit from explaining one kernel's noise by another one's price.
-FLOORS = {
-    "fma": 0.5,
-    "nonzero": 0.3,
-    "load": 0.2,
-    "far_load": 0.2,
-    "loop": 3.0,
-    "mask": 0.5,
-    "lone_fma": 0.5,
-    "slice": 5.0,
-    "dense_fma": 1.0,
-    "gemv_fma": 0.5,
-    "pack": 1.0,
-    "copy": 1.0,
-    "store": 1.0,
-    "write": 0.7,
-    "unit": 20.0,
-}
 RESULTS = Path(__file__).parent / "results" / "kernel_times.jsonl"
 DENSE = ("dense_panels", "gemv")
 SPARSE = ("register_tile", "sliced_rows")
-EVENTS = {
-    "dense_panels": lambda w, m, p, c: cost.dense_events(w, m, c),
-    "gemv": lambda w, m, p, c: cost.gemv_events(w, m),
-    "register_tile": cost.sparse_events,
-    "sliced_rows": lambda w, m, p, c: cost.sliced_events(w, narrowed(w, m), p, c),
-}
 
 
 def workloads():
     for m, k, n in MATMULS:
         yield Workload("matmul", MatmulGeometry(m, k, n)), (k, m)
-    for ic, oc, size, kernel in CONVS:
-        pad = (kernel // 2,) * 4
-        geometry = Conv2dGeometry(1, ic, size, size, oc, (kernel, kernel), padding=pad)
+    for ic, oc, size, kernel, *rest in CONVS:
+        stride, images = (*rest, *(1, 1)[len(rest) :])
+        geometry = Conv2dGeometry(
+            images,
+            ic,
+            size,
+            size,
+            oc,
+            (kernel, kernel),
+            strides=(stride, stride),
+            padding=(kernel // 2,) * 4,
+        )
         yield Workload("conv2d", geometry), (oc, ic, kernel, kernel)
 
 
@@ -121,68 +120,48 @@ def pruned(shape, density):
     return np.where(np.abs(w) < cut, np.float32(0), w)
 
 
-def measure(template, workload, machine, target, weight, config):
-    """Median microseconds of one kernel, called with other weights each time, as in a network."""
-    rng = np.random.default_rng(1)
-    matrix = matrix_view(weight, workload.op)
-    rows, columns = matrix.shape
-    packs = [
-        FORMATS[template.format].pack(
-            matrix[rng.permutation(rows)][:, rng.permutation(columns)], config
-        )
-        for _ in range(WEIGHTS)
-    ]
-    function = template.build(workload, machine, packs[0], config).with_attr("global_symbol", "k")
-    kernel = tvm.compile(function, target)["k"]
-    g = workload.geometry
-    if workload.op == "matmul":
-        x, y = (g.n, g.k), (g.n, g.m)
-    else:
-        x = (1, g.in_channels, g.in_height, g.in_width)
-        y = (1, g.out_channels, g.out_height, g.out_width)
-    data = tvm.runtime.tensor(rng.standard_normal(x).astype("float32"))
-    out = tvm.runtime.tensor(np.zeros(y, "float32"))
-    calls = [
-        (data, *(tvm.runtime.tensor(a) for a in template.arguments(workload, packed)), out)
-        for packed in packs
-    ]
-    for call in calls:
-        kernel(*call)
-    rounds = []
-    while len(rounds) < 5 or sum(rounds) < 0.04:
-        start = time.perf_counter()
-        for call in calls:
-            kernel(*call)
-        rounds.append(time.perf_counter() - start)
-    return float(np.median(rounds)) / len(calls) * 1e6 - CALL_MICROSECONDS
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--file", type=Path, default=RESULTS, help="JSON lines of measurements")
     parser.add_argument("--measure", action="store_true", help="measure; goes on where it stopped")
     parser.add_argument("--cpu", type=int, default=0)
+    parser.add_argument(
+        "--leave-one-out", action="store_true", help="errors on layers that are left out of the fit"
+    )
     options = parser.parse_args()
     if options.measure:
         os.sched_setaffinity(0, {options.cpu})
         measure_all(options.file)
     rows = [json.loads(line) for line in options.file.read_text().splitlines()]
-    gigahertz = rows[0]["gigahertz"]
-    prices = fit(rows, gigahertz)
-    judge(rows, prices, gigahertz)
+    machine = replace(machine_of(resolve_target("native"), 1), gigahertz=rows[0]["gigahertz"])
+    rows = with_samples(rows, machine)
+    fitted = fit(rows, machine)
+    judge(rows, fitted)
+    if options.leave_one_out:
+        leave_out([row["sample"] for row in rows], machine)
 
 
 def measure_all(file):
     target = resolve_target("native")
-    machine = calibrated(machine_of(target, 1), target)
+    machine = machine_of(target, 1)
+    machine = replace(machine, gigahertz=measure_gigahertz(target, machine))
+    call = call_microseconds(target)
+
+    def timer_of(name, workload, config):
+        return build_timer(template_named(name), workload, machine, target, config, call)
+
     done = file.read_text().splitlines() if file.exists() else []
     keys = {json.loads(line)["key"] for line in done}
+    timers = {}
     with file.open("a") as stream:
         for key, workload, shape, density, name, config in cases(machine):
             if key in keys:
                 continue
-            weight = pruned(shape, density)
-            us = measure(template_named(name), workload, machine, target, weight, config)
+            kernel = (workload, name, repr(config))
+            if kernel not in timers:
+                timers = {kernel: timer_of(name, workload, config)}
+            weight = matrix_view(pruned(shape, density), workload.op)
+            us = timers[kernel].microseconds(shuffled(weight))
             row = {
                 "key": key,
                 "cpu": processor_name(),
@@ -197,23 +176,31 @@ def measure_all(file):
 
 
 def cases(machine, all_configs=False):
-    """List what to measure, or everything that may have been measured."""
+    """List what to measure, or everything that may have been measured; kernel by kernel."""
     for workload, shape in workloads():
-        for density in [1.0, *DENSITIES]:
-            names = DENSE if density == 1 else SPARSE
-            for name in names:
-                template = template_named(name)
-                if not template.supports(workload, machine):
-                    continue
-                space = template.space(workload, machine)
-                for config in space if all_configs else chosen(space, density):
-                    tile = f"{config.get('mr')}x{config.get('nt')}x{config.get('kb')}"
-                    columns = getattr(workload.geometry, "n", None)
-                    where = "x".join(map(str, shape)) + (f"@{columns}" if columns else "")
-                    if not columns:
-                        where += f"@{workload.geometry.in_height}"
-                    key = f"{workload.op} {where} density {density} {name} {tile}"
-                    yield key, workload, shape, density, name, config
+        for name in (*DENSE, *SPARSE):
+            template = template_named(name)
+            if not template.supports(workload, machine):
+                continue
+            space = template.space(workload, machine)
+            for config in space:
+                for density in [1.0] if name in DENSE else DENSITIES:
+                    if all_configs or config in chosen(space, density):
+                        key = key_of(workload, shape, density, name, config)
+                        yield key, workload, shape, density, name, config
+
+
+def key_of(workload, shape, density, name, config):
+    """Name a case in the file of results."""
+    tile = f"{config.get('mr')}x{config.get('nt')}x{config.get('kb')}"
+    where, geometry = "x".join(map(str, shape)), workload.geometry
+    if workload.op == "matmul":
+        where += f"@{geometry.n}"
+    else:
+        stride, images = geometry.strides[0], geometry.batch
+        where += f"@{geometry.in_height}" + (f"/{stride}" if stride > 1 else "")
+        where += f" b{images}" if images > 1 else ""
+    return f"{workload.op} {where} density {density} {name} {tile}"
 
 
 def chosen(space, density):
@@ -224,7 +211,7 @@ def chosen(space, density):
     return [space[0], *turned[: CONFIGS - 1]]
 
 
-def with_events(rows, machine):
+def with_samples(rows, machine):
     """Count each measured case's events as the cost model counts them today."""
     known = {row["key"]: row for row in rows}
     found = []
@@ -232,38 +219,41 @@ def with_events(rows, machine):
         if key not in known:
             continue
         profile = profile_weight(matrix_view(pruned(shape, density), workload.op))
-        events = EVENTS[name](workload, machine, profile, config)
-        found.append({**known[key], "events": dict(events), "layer": key.split(" density")[0]})
+        events = events_of(name, workload, machine, profile, config)
+        layer, us = key.split(" density")[0], known[key]["us"]
+        sample = Sample(name, workload, events, us, layer, density)
+        found.append({**known[key], "sample": sample, "layer": layer})
     return found
 
 
-def fit(rows, gigahertz):
-    """Solve for the prices that minimise relative errors; prices stay positive."""
-    machine = machine_of(resolve_target("native"), 1)
-    rows[:] = with_events(rows, machine)
-    names = list(asdict(cost.PRICES[machine.fma_per_cycle]))
-    matrix = np.array([[row["events"].get(name, 0.0) for name in names] for row in rows])
-    measured = np.array([row["us"] for row in rows]) * gigahertz * 1e3
-    prices = asdict(cost.PRICES[machine.fma_per_cycle])
-    start = np.array([max(prices[name], FLOORS.get(name, 0.1)) for name in names])
-    # A mild pull towards the prices at hand decides what the measurements leave open.
-    pull = 0.05 * np.diag(1 / start)
-    solution = lsq_linear(
-        np.vstack([matrix / measured[:, None], pull]),
-        np.concatenate([np.ones(len(rows)), 0.05 * np.ones(len(names))]),
-        bounds=([FLOORS.get(name, 0.1) for name in names], np.inf),
+def fit(rows, machine):
+    """Solve for the prices that minimise relative errors; return a machine that has them."""
+    start = prices_of(machine)
+    prices = fit_prices([row["sample"] for row in rows], machine)
+    for name in PRICE_NAMES:
+        print(f"    {name}: float = {prices[name]:.3g}  # was {getattr(start, name):.3g}")
+    return replace(machine, prices=tuple(prices.items()))
+
+
+def leave_out(samples, machine):
+    """Say how far estimates are off for layers that the prices were not fitted to."""
+    errors = leave_one_group_out(samples, machine)
+    print(f"left out: off by {errors.median:.1%} (median) of {len(samples)}", end="")
+    for name, off in errors.by_template().items():
+        print(f", {name} {off:.1%}", end="")
+    print()
+    best = [abs(error) for error in errors.best.values()]
+    print(
+        f"left out: the best kernel's time off by {errors.median_best:.1%} (median), "
+        f"{np.quantile(best, 0.9):.1%} (nine tenths) of {len(best)} layers and densities"
     )
-    for name, old, new in zip(names, start, solution.x, strict=True):
-        print(f"    {name}: float = {new:.3g}  # was {old:.3g}")
-    return dict(zip(names, solution.x, strict=True))
 
 
-def judge(rows, prices, gigahertz):
+def judge(rows, fitted):
     """Say how far estimates are off, and what choosing by them costs."""
     layers = {}
     for row in rows:
-        cycles = sum(prices[name] * count for name, count in row["events"].items())
-        row["estimate"] = cycles / (gigahertz * 1e3)
+        row["estimate"] = estimate(row["sample"], fitted)
         layers.setdefault(row["layer"], []).append(row)
     for kernel in sorted({row["kernel"] for row in rows}):
         off = [abs(np.log(r["estimate"] / r["us"])) for r in rows if r["kernel"] == kernel]

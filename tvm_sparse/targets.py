@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .cpu_features import missing_features, required_features
+from .cpu_features import cache_bytes, missing_features, required_features
 from .errors import TargetError
 
 TargetLike = str | Mapping[str, Any] | Any
@@ -35,8 +35,9 @@ class X86Machine:
         float32 elements of one vector register.
     registers : int
         Vector registers.
-    l1_bytes, l2_bytes : int
-        Data caches of one core: L1 as this machine says when it is the target.
+    l1_bytes, l2_bytes, l3_bytes : int
+        Data caches that one core has or shares: L1 and L3 as this machine says when it is the
+        target.
     threads : int
         Threads that a compiled module is planned for.
     fma_per_cycle : int
@@ -57,6 +58,7 @@ class X86Machine:
     fma_per_cycle: int = 2
     gigahertz: float = 4.0
     prices: tuple[tuple[str, float], ...] = ()
+    l3_bytes: int = 32 << 20
 
 
 def resolve_target(target: TargetLike) -> Any:
@@ -138,15 +140,14 @@ def machine_of(target: Any, threads: int | None = None) -> X86Machine:
         l1_bytes=_l1_bytes(mcpu),
         threads=count,
         fma_per_cycle=1 if lanes == 16 and mcpu in _HALF_WIDTH else 2,
+        l3_bytes=_l3_bytes(mcpu),
     )
 
 
 def _l1_bytes(mcpu: str) -> int:
     """Ask the system for the data cache, if the target is this machine's processor."""
-    from tvm.target import codegen
-
     usual = X86Machine.l1_bytes
-    if mcpu != codegen.llvm_get_system_cpu():
+    if not _is_native(mcpu):
         return usual
     try:
         size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
@@ -154,3 +155,15 @@ def _l1_bytes(mcpu: str) -> int:
         return usual
     # Some virtual machines say nothing or nonsense.
     return size if 16 << 10 <= size <= 256 << 10 else usual
+
+
+def _l3_bytes(mcpu: str) -> int:
+    """Ask the system for the last cache, if the target is this machine's processor."""
+    size = cache_bytes(3) if _is_native(mcpu) else X86Machine.l3_bytes
+    return size if 1 << 20 <= size <= 2 << 30 else X86Machine.l3_bytes
+
+
+def _is_native(mcpu: str) -> bool:
+    from tvm.target import codegen
+
+    return bool(mcpu == codegen.llvm_get_system_cpu())

@@ -4,13 +4,14 @@ The prices were fitted by `benchmarks/fit_cost.py`, which measures the kernels a
 for weights that are not in L1 or L2 and loops whose lengths the branch predictor has not seen, as
 in a network. There is one table for cores that issue two vector multiply-adds and two vector loads
 a cycle, and one for those that issue one of each because their data paths are half as wide as the
-vector. They rank candidates on a machine, and `X86Machine.gigahertz` turns them into time there.
+vector. They rank candidates on a machine, and `X86Machine.gigahertz` turns them into time there; a
+machine that was calibrated has prices of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -24,9 +25,15 @@ from .panel_kernel import split_columns
 SYMBOLIC_TOKENS = 128
 SYMBOLIC_BATCH = 1
 
-# Starting and joining a parallel loop, and what a core reaches beside others.
-_FORK_MICROSECONDS = 4.0
+# What a core reaches beside others.
 _PARALLEL_EFFICIENCY = 0.93
+
+# Cycles from a multiply-add to the next one that needs its result.
+_FMA_LATENCY = 4
+
+# Weights of a network that are as large as this one: what does not fit L3 together comes from
+# memory every time.
+_LAYERS_ALIKE = 8
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,9 @@ class Prices:
     Attributes
     ----------
     fma : float
-        One vector multiply-add of the sparse kernel.
+        One vector multiply-add of the kernels that share loads between rows, or the wait for one.
     nonzero : float
-        Fetching one weight value, however many vectors it meets.
+        Fetching one weight value of the mask kernel, however many vectors it meets.
     column : float
         One column of a register tile: its index, its address, its turn of the loop.
     load : float
@@ -53,26 +60,38 @@ class Prices:
         Looking at one mask, empty or not.
     lone_fma : float
         One vector multiply-add of the sliced kernel, with the load that it does not share.
+    spread : float
+        Fetching one weight value of the sliced kernel and its column, however many vectors follow.
+    scalar : float
+        One nonzero of the sliced kernel for one token.
     slice : float
         One slice of rows: its loop, whose end is mostly foreseen.
     tile : float
         One accumulator vector loaded and stored between blocks.
     pack, copy : float
         One vector of activations put into a panel, by transposing or by copying.
+    pad : float
+        One vector of an image copied into its padded form.
     store, write : float
         One vector of results stored, by transposing or straight from the registers.
     dense_fma : float
-        One vector multiply-add of the dense kernel, as its tile allows.
+        One cycle of the dense kernel's multiply-adds, as its tile allows.
     gemv_fma : float
         One vector multiply-add of the kernel for a handful of tokens, its weight vector loaded.
     weight_line : float
         One cache line of a sparse weight: in a network they come from beyond L2, layer by layer.
+    dense_line : float
+        One cache line of a dense weight, met for the first time.
+    gemv_line : float
+        One cache line of a dense weight that several streams are read of at once.
     activation_line : float
         One cache line of activations that L2 has no room for.
-    dense_line : float
-        One cache line of a dense weight, which there is little arithmetic to hide behind.
+    memory_line : float
+        One cache line, of weights or activations, that L3 has no room for.
     unit : float
         One panel of activations begun.
+    fork : float
+        A parallel loop started and joined.
     """
 
     fma: float = 0.5
@@ -81,48 +100,58 @@ class Prices:
     load: float = 0.4
     far_load: float = 0.6
     loop: float = 3
-    surprise: float = 0
-    mask: float = 1.66
+    surprise: float = 12
+    mask: float = 1
     lone_fma: float = 0.77
+    spread: float = 0.8
+    scalar: float = 0.85
     slice: float = 7.58
     tile: float = 4.47
     pack: float = 2.32
     copy: float = 2.01
+    pad: float = 3
     store: float = 1.41
     write: float = 0.7
-    dense_fma: float = 1.26
-    gemv_fma: float = 0.5
-    weight_line: float = 1.8
-    activation_line: float = 0
-    dense_line: float = 3.51
+    dense_fma: float = 1.2
+    gemv_fma: float = 1.1
+    weight_line: float = 0.3
+    dense_line: float = 5
+    gemv_line: float = 4
+    activation_line: float = 2.5
+    memory_line: float = 15
     unit: float = 20
+    fork: float = 16000
 
 
-# By vector multiply-adds a cycle. Those for two were fitted before `surprise` and `activation_line`
-# were told apart from `loop` and from what packs and stores.
+# By vector multiply-adds a cycle.
 PRICES: dict[int, Prices] = {
     2: Prices(),
     1: Prices(
-        fma=0.534,
-        nonzero=0.355,
-        column=0.723,
-        load=0.352,
-        far_load=1.19,
-        loop=3,
-        surprise=11.8,
+        fma=0.5,
+        nonzero=0.4,
+        column=0.5,
+        load=0.5,
+        far_load=0.8,
+        loop=1,
+        surprise=15,
         mask=0.5,
-        lone_fma=1.01,
+        lone_fma=1.1,
+        spread=0.8,
+        scalar=0.85,
         slice=5,
-        tile=4.86,
-        pack=2.28,
-        copy=3.16,
-        store=1,
-        write=0.866,
-        dense_fma=2.11,
-        gemv_fma=1.13,
-        weight_line=0.1,
-        activation_line=2.63,
-        dense_line=3.73,
+        tile=3.9,
+        pack=3,
+        copy=3,
+        pad=8,
+        store=3.5,
+        write=0.6,
+        dense_fma=1.1,
+        gemv_fma=1.1,
+        weight_line=0.3,
+        dense_line=5,
+        gemv_line=4,
+        activation_line=2.3,
+        memory_line=15,
         unit=20,
     ),
 }
@@ -151,7 +180,8 @@ def microseconds(events: Events, workload: Workload, machine: X86Machine, config
     one_core = cycles(events, machine) / (machine.gigahertz * 1e3)
     if threads == 1:
         return one_core
-    return one_core / (threads * _PARALLEL_EFFICIENCY) + _FORK_MICROSECONDS
+    fork = prices_of(machine).fork / (machine.gigahertz * 1e3)
+    return one_core / (threads * _PARALLEL_EFFICIENCY) + fork
 
 
 @dataclass(frozen=True)
@@ -184,24 +214,47 @@ def _movement(
     assert geometry is not None
     rows, columns = geometry.weight_shape
     packed = float(extent.vectors * columns * parts)
-    far = {"activation_line": _far_activations(extent.vectors * lanes, geometry, machine)}
+    activations = _activation_bytes(extent.vectors * lanes, geometry)
+    moved = {
+        "unit": float(extent.panels),
+        "activation_line": max(0.0, activations - machine.l2_bytes) / 64,
+        # Half of L3: others live there, too.
+        "memory_line": max(0.0, activations - machine.l3_bytes / 2) / 64,
+    }
     if isinstance(geometry, MatmulGeometry):
-        stored = float(extent.vectors * rows)
-        return {"pack": packed, "store": stored, "unit": float(extent.panels), **far}
-    stored = float(extent.vectors * (rows // geometry.groups))
+        # A square of vectors is transposed in rounds, each of which exchanges halves.
+        rounds = max(1.0, math.log2(lanes)) / 4 * _width(machine)
+        return {**moved, "pack": packed * rounds, "store": extent.vectors * rows * rounds}
     if geometry.kernel != (1, 1):
         # A copy ends with its row of pixels, so that short rows fill only part of a vector.
         packed /= max(
             0.3, min(1.0, geometry.out_width / (lanes * math.ceil(geometry.out_width / lanes)))
         )
-    return {"copy": packed, "write": stored, "unit": float(extent.panels), **far}
+    moved["pad"] = _padding_vectors(geometry, lanes)
+    return {**moved, "copy": packed, "write": float(extent.vectors * (rows // geometry.groups))}
 
 
-def _far_activations(columns: int, geometry: Geometry, machine: X86Machine) -> float:
-    """Count the lines of activations, read and written, that L2 cannot hold."""
-    rows, features = geometry.weight_shape
-    taps = math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else 1
-    return max(0.0, 4 * columns * (rows + features / taps) - machine.l2_bytes) / 64
+def _width(machine: X86Machine) -> float:
+    """Tell what a vector costs beside a full one: half data paths take narrow ones in one piece."""
+    return 0.5 if machine.fma_per_cycle == 1 and machine.lanes < 16 else 1.0
+
+
+def _activation_bytes(columns: int, geometry: Geometry) -> float:
+    """Count the bytes of activations, read and written."""
+    if isinstance(geometry, MatmulGeometry):
+        return 4.0 * columns * (geometry.m + geometry.k)
+    read = geometry.in_channels * geometry.in_height * geometry.in_width
+    written = geometry.out_channels * geometry.pixels
+    return 4.0 * (geometry.batch or SYMBOLIC_BATCH) * (read + written)
+
+
+def _padding_vectors(geometry: Conv2dGeometry, lanes: int) -> float:
+    """Count the vectors that bring images into their padded form, split by phases of the stride."""
+    if geometry.kernel == (1, 1) and geometry.strides == (1, 1) and not any(geometry.padding):
+        return 0.0
+    rows = (geometry.batch or SYMBOLIC_BATCH) * geometry.in_channels * geometry.in_height
+    phases = geometry.strides[1]
+    return float(rows * phases * math.ceil(geometry.in_width / phases / lanes))
 
 
 def sparse_events(
@@ -212,23 +265,30 @@ def sparse_events(
     mr, kb, nt = int(config["mr"]), int(config["kb"]), int(config["nt"])
     extent = _extent(workload, machine.lanes, nt)
     panels, blocks = math.ceil(rows / mr), math.ceil(columns / kb)
-    union, loops = _mask_statistics(round(profile.density, 4), mr, min(kb, columns))
+    alike = _chance_likeness(rows, columns)
+    masks = _masks(round(profile.density, 4), round(max(alike, _likeness(profile)), 3), mr)
     groups = panels * blocks
-    touched = union * panels * columns
+    loops = groups * masks.loops(min(kb, columns))
+    touched = masks.touched * panels * columns
+    # Columns of one row add to the same accumulators, and wait for each other.
+    vectors = extent.vectors / extent.panels
+    multiplied = masks.expected(lambda held: max(held * vectors, _chain(machine)))
     packed_lines = (4 * profile.nnz + 2 * touched + 2 * groups * (1 << mr)) / 64
-    return {
-        **_movement(workload, machine, extent, int(config.get("parts", 1))),
-        "fma": float(extent.vectors * profile.nnz),
-        "nonzero": float(extent.panels * profile.nnz),
-        "column": extent.panels * touched,
-        "load": extent.vectors * touched,
-        "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
-        "loop": extent.panels * groups * loops,
-        "surprise": groups * loops * _unforeseen(groups * loops, extent.panels),
-        "mask": float(extent.panels * (groups << mr)),
-        "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        "weight_line": _fetched(packed_lines, extent.panels, machine),
-    }
+    return _together(
+        _movement(workload, machine, extent, int(config.get("parts", 1))),
+        _lines("weight_line", packed_lines, extent.panels, machine),
+        {
+            "fma": extent.panels * panels * columns * multiplied,
+            "nonzero": float(extent.panels * profile.nnz),
+            "column": extent.panels * touched,
+            "load": extent.vectors * touched,
+            "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
+            "loop": extent.panels * loops,
+            "surprise": loops * _unforeseen(loops, extent.panels),
+            "mask": float(extent.panels * (groups << mr)),
+            "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
+        },
+    )
 
 
 def sliced_events(
@@ -240,31 +300,35 @@ def sliced_events(
     extent = _extent(workload, machine.lanes, nt)
     slices, blocks = math.ceil(rows / mr), math.ceil(columns / kb)
     groups = slices * blocks
-    shared = _shared_by_pairs(profile.density, rows) if config["share"] == 2 else 0.0
+    shared = _shared_by_pairs(profile, min(kb, columns)) if config["share"] == 2 else 0.0
+    both = shared * profile.nnz
     # Rows of a slice are as long as its longest: few rows differ more from their neighbours.
     alone = (1 - shared + 5 / rows) * profile.nnz
-    packed_lines = (
-        4 * profile.nnz + 2 * (alone + shared * profile.nnz / 2) + (12 + 4 * mr) * groups
-    ) / 64
-    # Fewer than eight accumulators cannot hide the latency of a multiply-add; scalars load faster.
-    latency = max(1.0, 8 / (mr * nt) * 0.6)
-    return {
-        **_movement(workload, machine, extent, int(config.get("parts", 1))),
-        "lone_fma": extent.vectors * alone * latency * (1.0 if machine.lanes > 1 else 0.5),
-        "fma": extent.vectors * shared * profile.nnz * latency,
-        "load": extent.vectors * shared * profile.nnz / 2,
-        "far_load": extent.vectors
-        * (alone + shared * profile.nnz / 2)
-        * _far(min(kb, columns), nt, machine),
-        "nonzero": float(extent.panels * profile.nnz),
-        "slice": float(extent.panels * groups),
-        "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        "weight_line": _fetched(packed_lines, extent.panels, machine),
-    }
+    packed_lines = (4 * profile.nnz + 2 * (alone + both / 2) + (12 + 4 * mr) * groups) / 64
+    counted: dict[str, float] = {"slice": float(extent.panels * groups)}
+    if machine.lanes == 1:
+        # The more rows, the more of their values and activations the compiler gathers at once.
+        counted["scalar"] = extent.vectors * alone * (16 / mr) ** 0.8
+    else:
+        width = _width(machine)
+        waiting = max(1.0, 2 * _FMA_LATENCY * 0.6 / (mr * nt)) * width
+        counted["lone_fma"] = extent.vectors * alone * waiting
+        counted["fma"] = extent.vectors * both * waiting
+        counted["load"] = extent.vectors * both / 2 * width
+        far = _far(min(kb, columns), nt, machine)
+        counted["far_load"] = extent.vectors * (alone + both / 2) * far * width
+        counted["spread"] = extent.panels * (alone + both)
+        counted["tile"] = extent.vectors * groups * mr * width if blocks > 1 else 0.0
+    return _together(
+        _movement(workload, machine, extent, int(config.get("parts", 1))),
+        _lines("weight_line", packed_lines, extent.panels, machine),
+        counted,
+    )
 
 
-# Loop ends that a branch predictor remembers from one panel of activations to the next.
-_REMEMBERED_LOOPS = 8192
+# Loop ends that a branch predictor remembers, half of them, from one panel of activations to the
+# next.
+_REMEMBERED_LOOPS = 16384
 
 
 def _unforeseen(loops: float, panels: int) -> float:
@@ -273,7 +337,12 @@ def _unforeseen(loops: float, panels: int) -> float:
     The first panel meets every length for the first time; the next ones repeat them, and the
     predictor knows as many as it can remember.
     """
-    return 1 + (panels - 1) * min(1.0, loops / _REMEMBERED_LOOPS)
+    return 1 + (panels - 1) * loops / (loops + _REMEMBERED_LOOPS)
+
+
+def _chain(machine: X86Machine) -> float:
+    """Multiply-adds that a core could issue while it waits for one."""
+    return float(_FMA_LATENCY * machine.fma_per_cycle)
 
 
 def _far(kb: int, nt: int, machine: X86Machine) -> float:
@@ -281,29 +350,119 @@ def _far(kb: int, nt: int, machine: X86Machine) -> float:
     return max(0.0, 1 - machine.l1_bytes / (4 * kb * nt * machine.lanes))
 
 
-def _shared_by_pairs(density: float, rows: int) -> float:
-    """Share of the nonzeros that a row has in common with its partner: measured, pairs of 64."""
-    return min(1.0, max(0.1, 0.15 - 4 / rows) + 0.9 * density) if density < 1 else 1.0
+def _lines(name: str, lines: float, panels: int, machine: X86Machine) -> dict[str, float]:
+    """Count the cache lines of a weight that come from beyond L2: once, or for every panel."""
+    fetched = lines * (panels if lines * 64 > machine.l2_bytes else 1)
+    return _by_level(name, fetched, lines, machine)
+
+
+def _by_level(name: str, fetched: float, lines: float, machine: X86Machine) -> dict[str, float]:
+    """Tell those that L3 holds, a network's other layers being alike, from those that it does not."""
+    together = _LAYERS_ALIKE * lines * 64
+    beyond = max(0.0, 1 - machine.l3_bytes / together) if together else 0.0
+    return {name: fetched * (1 - beyond), "memory_line": fetched * beyond}
+
+
+def _together(*parts: Mapping[str, float]) -> dict[str, float]:
+    """Add up counts of the same event."""
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, count in part.items():
+            total[name] = total.get(name, 0.0) + count
+    return total
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """How the columns of a panel of rows are distributed over the sets of rows that they touch.
+
+    `shares[k]` is the share of columns with `k` nonzeros, each of their masks being as likely.
+    """
+
+    shares: tuple[float, ...]
+
+    @property
+    def touched(self) -> float:
+        """Share of columns with a nonzero."""
+        return 1 - self.shares[0]
+
+    def expected(self, value: Callable[[int], float]) -> float:
+        """Average over the columns with nonzeros, zero for the others."""
+        return sum(share * value(held) for held, share in enumerate(self.shares) if held)
+
+    def loops(self, columns: int) -> float:
+        """Return how many masks to expect in a block of so many columns."""
+        mr, total = len(self.shares) - 1, 0.0
+        for held in range(1, mr + 1):
+            ways = math.comb(mr, held)
+            total += ways * (1 - math.exp(-columns * self.shares[held] / ways))
+        return total
 
 
 @lru_cache(maxsize=4096)
-def _mask_statistics(density: float, mr: int, kb: int) -> tuple[float, float]:
-    """Share of columns that a panel of `mr` rows touches, and nonempty masks in a block of `kb`.
+def _masks(density: float, likeness: float, mr: int) -> _Masks:
+    """Distribute nonzeros over panels of rows that are alike.
 
-    For independent nonzeros; clustering rows saves about an eighth of the columns (measured).
+    Beta-binomial: `likeness` is the correlation of two rows of a panel in a column.
     """
-    union = loops = 0.0
-    for count in range(1, mr + 1):
-        ways = math.comb(mr, count)
-        chance = density**count * (1 - density) ** (mr - count)
-        union += ways * chance
-        loops += ways * (1 - math.exp(-kb * chance))
-    return max(union * 0.88, density), loops
+    if not 0 < density < 1:
+        return _Masks((*(1.0 - density,), *([0.0] * (mr - 1)), density))
+    spread = 1 / max(likeness, 1e-3) - 1
+    a, b = density * spread, (1 - density) * spread
+    return _Masks(
+        tuple(
+            math.comb(mr, held) * math.exp(_log_beta(held + a, mr - held + b) - _log_beta(a, b))
+            for held in range(mr + 1)
+        )
+    )
 
 
-def _fetched(lines: float, panels: int, machine: X86Machine) -> float:
-    """Count the lines of weights that come from beyond L2: once, or again for every panel."""
-    return lines * (panels if lines * 64 > machine.l2_bytes else 1)
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _chance_likeness(rows: int, columns: int) -> float:
+    """Correlation that a search among many rows finds by chance: the fewer columns, the more.
+
+    The overlap of two rows spreads as one over the root of the columns, and the largest of many
+    such numbers lies that many logarithms out; the factor was measured.
+    """
+    return min(0.6, 0.66 * math.sqrt(2 * math.log(max(rows, 2)) / columns))
+
+
+def _likeness(profile: SparsityProfile) -> float:
+    """Correlation of neighbouring rows, as blocks of four of them tell it."""
+    if profile.shape[0] < 4:
+        return 0.0
+    return _likeness_of(round(profile.density, 4), round(profile.block(4, 1).occupancy, 4))
+
+
+@lru_cache(maxsize=4096)
+def _likeness_of(density: float, occupancy: float) -> float:
+    """Find the correlation at which four rows touch that share of the columns."""
+    low, high = 0.0, 0.95
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if _masks(density, middle, 4).touched > occupancy else (low, middle)
+        )
+    return low
+
+
+# Rows of about the same number of nonzeros among which the sliced format seeks pairs.
+_PAIR_WINDOW = 64
+
+
+def _shared_by_pairs(profile: SparsityProfile, columns: int) -> float:
+    """Share of the nonzeros that a row has in common with its partner in a block of `columns`.
+
+    The more rows, the more even are those of a window; how much that helps was measured.
+    """
+    rows, density = profile.shape[0], profile.density
+    found = max(0.1, 0.115 * math.log2(rows) - 0.36) if rows > 1 else 0.0
+    chance = found * math.sqrt(2 * math.log(_PAIR_WINDOW) / columns)
+    likeness = max(min(0.5, chance), _likeness(profile))
+    return density + (1 - density) * likeness
 
 
 def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
@@ -312,16 +471,18 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
     rows, columns = workload.geometry.weight_shape
     mr, nt = int(config["mr"]), int(config["nt"])
     extent = _extent(workload, machine.lanes, nt)
-    rows //= getattr(workload.geometry, "groups", 1)
-    padded = math.ceil(rows / mr) * mr
-    # Fewer than eight accumulators cannot hide the latency of a multiply-add.
-    latency = max(1.0, 8 / (mr * nt))
-    loads = (mr + nt) / (mr * nt)
-    return {
-        **_movement(workload, machine, extent, int(config.get("parts", 1))),
-        "dense_fma": extent.vectors * padded * columns * max(0.5, loads / 2) * latency,
-        "dense_line": _fetched(padded * columns / 16, extent.panels, machine),
-    }
+    groups = getattr(workload.geometry, "groups", 1)
+    padded = math.ceil(rows // groups / mr) * mr
+    # Two loads a cycle, and too few accumulators cannot hide the latency of a multiply-add.
+    cycles_each = max(1 / machine.fma_per_cycle, (mr + nt) / (mr * nt) / 2)
+    waiting = max(1.0, _chain(machine) / (mr * nt))
+    lines = groups * padded * columns / 16
+    return _together(
+        _movement(workload, machine, extent, int(config.get("parts", 1))),
+        # Later panels read it while they multiply.
+        _by_level("dense_line", lines, lines, machine),
+        {"dense_fma": extent.vectors * padded * columns * cycles_each * waiting},
+    )
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:
@@ -333,11 +494,14 @@ def gemv_events(workload: Workload, machine: X86Machine) -> Events:
     g, prices = workload.geometry, prices_of(machine)
     vectors = math.ceil(g.m / machine.lanes) * g.k
     multiplied, lines = vectors * (g.n or SYMBOLIC_TOKENS), vectors * machine.lanes / 16
-    hidden = multiplied * prices.gemv_fma / prices.dense_line
-    return {"gemv_fma": float(multiplied), "dense_line": max(0.0, lines - hidden)}
+    read = _by_level("gemv_line", lines, lines, machine)
+    reading = sum(getattr(prices, name) * count for name, count in read.items())
+    left = max(0.0, 1 - multiplied * prices.gemv_fma / reading)
+    return {"gemv_fma": float(multiplied), **{name: n * left for name, n in read.items()}}
 
 
 def depthwise_events(workload: Workload, machine: X86Machine) -> Events:
     """Count the events of the depthwise kernel, bound by loads."""
     assert isinstance(workload.geometry, Conv2dGeometry)
-    return {"dense_fma": 1.5 * workload.geometry.macs(SYMBOLIC_BATCH) / machine.lanes}
+    each = 3 / machine.fma_per_cycle
+    return {"dense_fma": each * workload.geometry.macs(SYMBOLIC_BATCH) / machine.lanes}

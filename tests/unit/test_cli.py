@@ -226,11 +226,29 @@ def test_prune_to_n_of_m_needs_no_sparsity(model_path, tmp_path):
     assert np.count_nonzero(weights["fc1.weight"]) == 128
 
 
-def test_tune_says_that_it_is_not_there_yet(calls, monkeypatch, capsys):
-    if hasattr(ts, "tune"):
-        pytest.skip("this version tunes")
-    assert cli.main(["tune", "m.onnx", "--records", "r.jsonl"]) == 1
-    assert "later version" in capsys.readouterr().err
+def test_tune_prints_its_table_and_writes_the_report(calls, monkeypatch, tmp_path, capsys):
+    asked: dict[str, object] = {}
+
+    class Found:
+        report = REPORT
+
+        def __str__(self) -> str:
+            return "the table"
+
+    monkeypatch.setattr(ts, "tune", lambda model, **given: asked.update(given) or Found())
+    page = tmp_path / "tuned.html"
+    line = ["tune", "m.onnx", "--records", str(tmp_path / "r.jsonl"), "--report", str(page)]
+    fleet = ["--tracker", "127.0.0.1:9190", "--key", "box", "--trials", "5", "--seconds", "9"]
+    assert cli.main([*line, *fleet]) == 0
+    assert (asked["tracker"], asked["trials"], asked["seconds"]) == ("127.0.0.1:9190/box", 5, 9)
+    assert "the table" in capsys.readouterr().out
+    assert "fc1" in page.read_text()
+
+
+def test_a_tracker_and_its_key_go_together(calls, tmp_path):
+    with pytest.raises(SystemExit) as wrong:
+        cli.main(["tune", "m.onnx", "--records", str(tmp_path / "r"), "--tracker", "127.0.0.1:1"])
+    assert wrong.value.code == 2
 
 
 def test_compile_exports_the_library_and_the_report(calls, tmp_path, capsys):

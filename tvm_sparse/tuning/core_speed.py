@@ -104,6 +104,15 @@ def fork_microseconds(target: Any, threads: int) -> float | None:
     return round(found[0], 2) if found else None
 
 
+def call_microseconds(target: Any, arguments: int = 6) -> float:
+    """Time a call of a kernel that does nothing, on the clock that kernels are timed with."""
+    function = _compile(_build_nothing(arguments), target)
+    tensor = _tensor(np.zeros(1, np.float32))
+    return round(
+        _median_seconds(lambda: function(*[tensor] * arguments), time.thread_time) * 1e6, 2
+    )
+
+
 def _fma_gflops(target: Any, lanes: int) -> float:
     function = _compile(_build_fma(lanes), target)
     factors = _tensor(np.repeat(np.array([1.0, 1e-9], np.float32), lanes))
@@ -168,6 +177,16 @@ def _build_reading(lanes: int) -> Any:
     return builder.get()
 
 
+def _build_nothing(arguments: int) -> Any:
+    with IRBuilder() as builder:
+        with B.prim_func():
+            B.func_name("nothing")
+            for i in range(arguments):
+                B.arg(f"a{i}", B.Buffer((1,), "float32"))
+            B.evaluate(0)
+    return builder.get()
+
+
 def _build_fork(threads: int) -> Any:
     with IRBuilder() as builder:
         with B.prim_func():
@@ -181,9 +200,9 @@ def _build_fork(threads: int) -> Any:
 def _compile(function: Any, target: Any) -> Callable[..., Any]:
     import tvm
 
-    kernel: Callable[..., Any] = tvm.compile(
-        function.with_attr("global_symbol", "kernel"), target
-    )["kernel"]
+    kernel: Callable[..., Any] = tvm.compile(function.with_attr("global_symbol", "kernel"), target)[
+        "kernel"
+    ]
     return kernel
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ _RACE_SECONDS = 1.5
 _START_TIMEOUT = 120.0
 # A trial that loses its machine this often is blamed for it.
 _ATTEMPTS = 3
+_CONNECT_TIMEOUT = 5.0
 # How long a machine is waited for; a server that hangs never comes.
 _BORROW_TIMEOUT = 60.0
 
@@ -97,6 +99,8 @@ class Fleet:
         from tvm import rpc
 
         try:
+            # TVM would go on trying for a minute.
+            socket.create_connection((self.host, self.port), _CONNECT_TIMEOUT).close()
             summary = rpc.connect_tracker(self.host, self.port).summary()
         except (RuntimeError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -109,7 +109,8 @@ class Search:
     @property
     def best(self) -> Candidate | None:
         """The fastest candidate so far."""
-        times = {k: o.us for k, o in self.measured.items() if o.us is not None}
+        # A copy: what is shown live is asked for by another thread than the one that measures.
+        times = {k: o.us for k, o in list(self.measured.items()) if o.us is not None}
         if not times:
             return None
         key = min(times, key=lambda k: times[k])
@@ -118,13 +119,13 @@ class Search:
     @property
     def best_us(self) -> float | None:
         """Its time."""
-        times = [o.us for o in self.measured.values() if o.us is not None]
+        times = [o.us for o in list(self.measured.values()) if o.us is not None]
         return min(times, default=None)
 
     def best_of(self, dense: bool) -> tuple[Candidate, float] | None:
         """Return the fastest dense, or the fastest sparse candidate."""
         found = []
-        for key, outcome in self.measured.items():
+        for key, outcome in list(self.measured.items()):
             candidate = self.candidates[key]
             if outcome.us is None:
                 continue
@@ -197,7 +198,7 @@ class Search:
     def add(self, candidate: Candidate) -> None:
         """Let a candidate from elsewhere be measured next."""
         self.candidates[candidate.key] = candidate
-        self._queue.append(candidate)
+        self._queue.insert(0, candidate)
         self.trials += 1
 
 
