@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Before anything reads it: no test sees or changes what the user has calibrated.
+_HOME = tempfile.TemporaryDirectory(prefix="tvm-sparse-tests-")
+os.environ["TVM_SPARSE_HOME"] = _HOME.name
 
 # A shared runner is slow at times, and a failure must be the same when it is run again.
 settings.register_profile(

@@ -208,7 +208,7 @@ def build(
     params : mapping of str to array, optional
         Values of parameters of `main`.
     **options
-        `threads`, `force`, `forbid` as for `plan`.
+        `threads`, `force`, `forbid`, `records` as for `plan`.
 
     Returns
     -------

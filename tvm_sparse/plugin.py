@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .records import RecordFile
 
 PIPELINE = "sparse"
 
@@ -29,23 +33,28 @@ def sparse_pipeline(
     threads: int | None = None,
     force: Mapping[str, str] | None = None,
     forbid: Sequence[str] = (),
+    records: str | os.PathLike[str] | RecordFile | None = None,
 ) -> Any:
     """Build the pass that takes the place of TVM's default Relax pipeline.
 
     Weights are found where they are constants of a Relax function. Parameters that are free stay
     inputs, and their layers dense: bind them first (`relax.transform.BindParams`; TVM's own
     `relax.build(..., params=...)` does not), or use `tvm_sparse.build(mod, target, params)`. Layers
-    are decided by the cost model. The target is the one in scope, as for every TVM pipeline. A
+    are decided by tuning records, and by the cost model where there are none. The target is the one in scope, as for every TVM pipeline. A
     function that cannot be rewritten, for example because it branches at run time, stays dense,
     with a Python warning that says why.
 
     Parameters
     ----------
-    threads, force, forbid
+    threads, force, forbid, records
         As for `tvm_sparse.plan`.
     """
     import tvm
     import tvm.relax
+
+    from .compiler import open_records
+
+    file = open_records(records)
 
     @tvm.transform.module_pass(opt_level=0, name="tvm_sparse.Pipeline")
     def run(mod: Any, _context: Any) -> Any:
@@ -53,7 +62,7 @@ def sparse_pipeline(
         from .targets import machine_of
 
         target = tvm.target.Target.current(allow_none=False)
-        rewriter = _Rewriter(target, threads, force or {}, forbid)
+        rewriter = _Rewriter(target, threads, force or {}, forbid, file)
         # The front end reads functions without functions inside, and so does TVM's own pipeline.
         mod = tvm.relax.transform.LambdaLift()(mod)
         for name in _entry_functions(mod):
@@ -86,8 +95,9 @@ class _Rewriter:
         threads: int | None,
         force: Mapping[str, str],
         forbid: Sequence[str],
+        records: RecordFile | None,
     ) -> None:
-        self.target, self.threads = target, threads
+        self.target, self.threads, self.records = target, threads, records
         self.force, self.forbid = force, forbid
         self._layers: list[str] = []
 
@@ -122,6 +132,7 @@ class _Rewriter:
         decided = plan(
             model,
             self.target,
+            self.records,
             threads=self.threads,
             force={key: value for key, value in self.force.items() if fits(key, layers)},
             forbid=[pattern for pattern in self.forbid if fits(pattern, layers)],

@@ -357,7 +357,7 @@ def _lines(name: str, lines: float, panels: int, machine: X86Machine) -> dict[st
 
 
 def _by_level(name: str, fetched: float, lines: float, machine: X86Machine) -> dict[str, float]:
-    """Tell those that L3 holds, a network's other layers being alike, from those that it does not."""
+    """Tell the lines that L3 holds from those that it does not, a network's layers being alike."""
     together = _LAYERS_ALIKE * lines * 64
     beyond = max(0.0, 1 - machine.l3_bytes / together) if together else 0.0
     return {name: fetched * (1 - beyond), "memory_line": fetched * beyond}
@@ -399,6 +399,10 @@ class _Masks:
         return total
 
 
+# Correlation of rows that are the same; at 1 the distribution has no density.
+_IDENTICAL = 0.999
+
+
 @lru_cache(maxsize=4096)
 def _masks(density: float, likeness: float, mr: int) -> _Masks:
     """Distribute nonzeros over panels of rows that are alike.
@@ -407,7 +411,7 @@ def _masks(density: float, likeness: float, mr: int) -> _Masks:
     """
     if not 0 < density < 1:
         return _Masks((*(1.0 - density,), *([0.0] * (mr - 1)), density))
-    spread = 1 / max(likeness, 1e-3) - 1
+    spread = 1 / min(max(likeness, 1e-3), _IDENTICAL) - 1
     a, b = density * spread, (1 - density) * spread
     return _Masks(
         tuple(
@@ -440,8 +444,8 @@ def _likeness(profile: SparsityProfile) -> float:
 @lru_cache(maxsize=4096)
 def _likeness_of(density: float, occupancy: float) -> float:
     """Find the correlation at which four rows touch that share of the columns."""
-    low, high = 0.0, 0.95
-    for _ in range(12):
+    low, high = 0.0, _IDENTICAL
+    for _ in range(14):
         middle = (low + high) / 2
         low, high = (
             (middle, high) if _masks(density, middle, 4).touched > occupancy else (low, middle)

@@ -19,7 +19,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 import tvm_sparse as ts
-from tvm_sparse.errors import PlanError, TargetError
+from tvm_sparse.errors import PlanError, RecordError, TargetError
 from tvm_sparse.plugin import PIPELINE, register, sparse_pipeline
 
 RNG = np.random.default_rng(0)
@@ -190,6 +190,18 @@ def test_build_takes_the_options_of_a_plan():
     mod = module_of(main=W)
     assert kernels_of(ts.build(mod, "x86-64-v3", forbid=["*"])) == 0
     assert kernels_of(ts.build(mod, "x86-64-v3", force={"*": "register_tiled"}, threads=2)) == 1
+
+
+def test_tuning_records_reach_the_planner(tmp_path):
+    records = tmp_path / "records.jsonl"
+    mod = module_of(main=W)
+    with pytest.raises(RecordError, match="no file"):
+        sparse_pipeline(records=records)
+    ts.tune(mod, trials=2, records=records, threads=1)
+    assert ts.plan(mod, records=records, threads=1).decisions[0].source == "record"
+    built = ts.build(mod, threads=1, records=records)
+    got = relax.VirtualMachine(built, tvm.cpu())["main"](tvm.runtime.tensor(X)).numpy()
+    np.testing.assert_allclose(got, np.maximum(X @ W, 0), rtol=0, atol=1e-4)
 
 
 def test_options_of_the_pipeline_reach_the_planner():

@@ -1,4 +1,4 @@
-"""What one core can do at most, measured by small TensorIR kernels, and what starting threads costs."""
+"""What a core can do at most, and what starting threads costs: measured by small kernels."""
 
 from __future__ import annotations
 

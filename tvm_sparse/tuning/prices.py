@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,9 +37,9 @@ _LOWEST = 0.1
 # Nothing costs this many times what the table says.
 _CEILING = 20.0
 
-# An estimate that is off by all of a price counts as much as a kernel that is off by this share: the
-# prices at hand decide what the measurements leave open, and everything where there are none.
-_PULL = 0.05
+# A price that is off by all of it counts as much as a kernel that is off by this share: the prices
+# at hand decide what the measurements leave open, and everything where there are none.
+_PULL = 0.1
 # Rounds of reweighting: what is further off than most counts less, be it a disturbed measurement or
 # a kernel that the events do not describe.
 _ROUNDS = 5
@@ -215,5 +215,6 @@ def _trust(residuals: np.ndarray) -> np.ndarray:
     return np.asarray(1 / np.sqrt(1 + (residuals / (2.385 * scale)) ** 2))
 
 
-def _median(errors: Iterator[float] | Sequence[float] | object) -> float:
-    return float(np.median(np.abs(list(errors)))) if errors is not None else 0.0  # type: ignore
+def _median(errors: Iterable[float]) -> float:
+    found = list(errors)
+    return float(np.median(np.abs(found))) if found else 0.0

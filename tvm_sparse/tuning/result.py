@@ -122,8 +122,7 @@ class TuningResult:
         lines.append(f"{new} trials{again}{bad}, {format_seconds(self.seconds)}")
         if self.tuned_us:
             lines.append(
-                f"all layers: {self.untuned_us / 1e3:.2f} ms as planned, "
-                f"{self.tuned_us / 1e3:.2f} ms tuned "
+                f"all layers: {_time(self.untuned_us)} as planned, {_time(self.tuned_us)} tuned "
                 f"({self.untuned_us / self.tuned_us:.2f}x)"
             )
         if any(task.noisy for task in self.tasks):
@@ -136,6 +135,10 @@ def _name(layers: Sequence[str]) -> str:
     room = _LONGEST_NAME - len(more)
     name = layers[0] if len(layers[0]) <= room else f"...{layers[0][3 - room :]}"
     return name + more
+
+
+def _time(us: float) -> str:
+    return f"{us / 1e3:.2f} ms" if us >= 1000 else f"{us:.1f} us"
 
 
 def _us(value: float | None) -> str:
