@@ -145,6 +145,7 @@ def tune(options: argparse.Namespace) -> None:
         tracker=f"{options.tracker}/{options.key}" if options.tracker else None,
         threads=options.threads,
         seconds=options.seconds,
+        dense_trials=options.dense_trials,
         progress=Progress(),
     )
     print(found)
@@ -550,6 +551,12 @@ def _tune_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds", type=_argument(_read_seconds), metavar="S", help="start no trial after this"
+    )
+    parser.add_argument(
+        "--dense-trials",
+        type=int,
+        metavar="N",
+        help="MetaSchedule's trials for a layer that stays dense; as many by default, 0 for none",
     )
     fleet = parser.add_argument_group("a fleet of machines")
     fleet.add_argument("--tracker", metavar="HOST:PORT", help="a TVM RPC tracker")

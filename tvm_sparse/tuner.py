@@ -18,7 +18,7 @@ import tvm
 from .calibration import calibrated
 from .compiler import load_model, profile_site, target_data, with_threads
 from .cpu_features import machine_identity, missing_features, processor_name, required_features
-from .errors import TuningError
+from .errors import MissingExtraError, TuningError
 from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
@@ -45,6 +45,7 @@ from .tuning.book import RecordBook, describe_geometry
 from .tuning.job import Job, rotation
 from .tuning.live import Live, Row
 from .tuning.measurer import Candidate, Fleet, Measurer, Outcome, job_folder
+from .tuning.metaschedule import DenseSchedule, search_dense
 from .tuning.result import TaskResult, TuningResult
 from .tuning.search import Ranked, Search
 from .workload import Conv2dGeometry
@@ -58,6 +59,11 @@ _CLOSE = 1.06
 _FINALISTS = 3
 # The middle half of the times may span this share of the median.
 _NOISY = 0.1
+# MetaSchedule's trials for all layers that stay dense, as multiples of those of one workload, and
+# how few of them find nothing.
+_DENSE_SHARE = 2
+_FEWEST_DENSE_TRIALS = 8
+METASCHEDULE = "metaschedule"
 
 
 @dataclass
@@ -92,6 +98,7 @@ def tune(
     *,
     threads: int | None = None,
     seconds: float | None = None,
+    dense_trials: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> TuningResult:
@@ -114,6 +121,10 @@ def tune(
         Threads to tune for; by default TVM_NUM_THREADS, else all cores.
     seconds : float, optional
         Stop starting trials after this long.
+    dense_trials : int, optional
+        Trials that TVM's MetaSchedule may spend on a layer that stays dense: as many as `trials` by
+        default, none with 0. All such layers together get at most twice that, shared by the time
+        that is at stake.
     shapes : mapping, optional
         Fixes symbolic dimensions, by input name.
     progress : Progress, optional
@@ -146,8 +157,12 @@ def tune(
     book = RecordBook(kept, target_data(resolved), identity, tvm.__version__)
     tasks = find_tasks(model, resolved, machine, identity, trials, book, kept)
     session = _Session(model, machine, resolved, tasks, Path(records))
+    end = math.inf if seconds is None else time.monotonic() + seconds
     with Measurer(machine.threads, fleet) as measurer:
-        session.run(measurer, seconds, progress or SILENT)
+        session.run(measurer, end, progress or SILENT)
+        session.tune_dense(
+            measurer, trials if dense_trials is None else dense_trials, end, progress or SILENT
+        )
     return session.result(kept, time.perf_counter() - started)
 
 
@@ -254,10 +269,10 @@ class _Session:
         self.model, self.machine, self.target = model, machine, target
         self.tasks, self.path = tasks, path
         self.records: list[TuningRecord] = []
+        self.notes: list[str] = []
 
-    def run(self, measurer: Measurer, seconds: float | None, progress: Progress) -> None:
+    def run(self, measurer: Measurer, end: float, progress: Progress) -> None:
         """Give trials to the task that promises most, until none promises anything."""
-        end = math.inf if seconds is None else time.monotonic() + seconds
         batch = max(_BATCH, 2 * measurer.width)
         with Live(self._rows, progress) as live:
             while time.monotonic() < end:
@@ -361,12 +376,43 @@ class _Session:
             search.tell(candidate, again)
             self._keep(task, candidate, again, trials[candidate.key])
 
+    def tune_dense(
+        self, measurer: Measurer, trials: int, end: float, progress: Progress
+    ) -> None:
+        """Let MetaSchedule search for what stays dense, and measure what it finds as all else."""
+        tasks = [task for task in self.tasks if _stays_dense(task, self.machine)]
+        shares = _dense_shares(tasks, trials)
+        if measurer.fleet is not None and shares:
+            self.notes.append("MetaSchedule was left out: it measures on this machine only")
+            return
+        with progress.phase("MetaSchedule", total=len(shares)) as phase:
+            for task, share in shares:
+                if time.monotonic() > end:
+                    break
+                phase.step(task.name)
+                try:
+                    found = search_dense(
+                        task.subject.workload, self.target, self.machine, share
+                    )
+                except MissingExtraError as error:
+                    self.notes.append(f"MetaSchedule was left out: {error}")
+                    return
+                if found is not None:
+                    self._measure_found(task, found, measurer)
+
+    def _measure_found(self, task: Task, found: DenseSchedule, measurer: Measurer) -> None:
+        candidate = Candidate(METASCHEDULE, {"trace": found.trace})
+        with self._job(task) as folder:
+            for _, outcome in measurer.measure(folder, [candidate]):
+                task.search.tell(candidate, outcome)
+                self._keep(task, candidate, outcome, len(task.search.measured))
+
     def result(self, kept: RecordFile, seconds: float) -> TuningResult:
         """Sum up."""
         every = RecordFile((*kept.records, *self.records))
         tasks = sorted((self._summed(task) for task in self.tasks), key=lambda t: -t.weight)
         return TuningResult(
-            tuple(tasks), every.records, self._report(), seconds, tuple(kept.skipped)
+            tuple(tasks), every.records, self._report(), seconds, (*kept.skipped, *self.notes)
         )
 
     def _summed(self, task: Task) -> TaskResult:
@@ -428,6 +474,31 @@ class _Session:
             layers=tuple(layers),
             notes=tuple(self.model.notes),
         )
+
+
+def _stays_dense(task: Task, machine: X86Machine) -> bool:
+    """Whether a task's fastest kernel multiplies by zeros, and MetaSchedule may do better."""
+    best = task.search.best
+    search = task.search
+    tried = any(search.candidates[key].kernel == METASCHEDULE for key in search.measured)
+    return (
+        best is not None
+        and not tried
+        and template_named(best.kernel).format in DENSE_FORMATS
+        and bool(template_named(METASCHEDULE).supports(task.subject.workload, machine))
+    )
+
+
+def _dense_shares(tasks: Sequence[Task], trials: int) -> list[tuple[Task, int]]:
+    """Share trials out by the time at stake; what would get too few to find anything gets none."""
+    stakes = {task.name: len(task.sites) * (task.search.best_us or 0.0) for task in tasks}
+    total = min(_DENSE_SHARE, len(tasks)) * trials
+    shares = []
+    for task in sorted(tasks, key=lambda t: -stakes[t.name]):
+        share = min(trials, round(total * stakes[task.name] / max(sum(stakes.values()), 1e-9)))
+        if share >= min(_FEWEST_DENSE_TRIALS, max(trials, 1)):
+            shares.append((task, share))
+    return shares
 
 
 def _second(pair: tuple[Candidate, float] | None) -> float | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,14 +22,18 @@ from tvm.s_tir.schedule import Trace
 from ...formats import Match, PackedWeight
 from ...profile import SparsityProfile
 from ...targets import X86Machine
-from ...workload import Conv2dGeometry, Epilogue, EpilogueRef, MatmulGeometry, Workload
+from ...workload import Conv2dGeometry, Epilogue, EpilogueOp, EpilogueRef, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
 from ..epilogue import EMITTERS
+from . import vector_math
 
 # From this many output channels of a group on they fill vectors; below, vectors run along the row.
 _CHANNELS_OF_A_VECTOR = 8
 
 _OPAQUE = 8
+
+# Operations that are written again at each use rather than kept in memory.
+_LARGEST_COPIED = 8
 
 # A value at the indices of the result.
 _At = Callable[..., Any]
@@ -67,16 +72,7 @@ def unscheduled(workload: Workload) -> tirx.PrimFunc:
     epilogue = workload.epilogue
     channels = [te.placeholder((features,), name=f"channel{i}") for i in range(epilogue.channels)]
     tensors = [te.placeholder(shape, name=f"tensor{i}") for i in range(epilogue.tensors)]
-    y = te.compute(
-        shape,
-        lambda *at: _with_epilogue(
-            epilogue,
-            product(*at),
-            [channel[at[1]] for channel in channels],
-            [tensor[at] for tensor in tensors],
-        ),
-        name="y",
-    )
+    y = _with_epilogue(epilogue, shape, product, channels, tensors)
     return te.create_prim_func([x, w, *channels, *tensors, y])
 
 
@@ -178,32 +174,47 @@ def weight_argument(workload: Workload, packed: PackedWeight) -> np.ndarray:
 
 
 def _with_epilogue(
-    epilogue: Epilogue, acc: Any, channels: Sequence[Any], tensors: Sequence[Any]
+    epilogue: Epilogue,
+    shape: tuple[int, ...],
+    acc: _At,
+    channels: Sequence[Any],
+    tensors: Sequence[Any],
 ) -> Any:
-    """Nest the operations as variables: as a tree, what is used twice would be computed twice."""
-    nodes: list[Any] = []
-    bindings: list[tuple[Any, Any]] = []
+    """Write the epilogue as one block, cut where an expression would grow out of hand.
 
-    def bound(value: Any) -> Any:
-        variable = tirx.Var("e", "float32")
-        bindings.append((variable, value))
-        return variable
+    A polynomial gets a block of its own, unless it ends the epilogue: TVM's code generator puts the
+    values of variables into what uses them, so that a polynomial of a polynomial takes minutes. A
+    value that is used several times would be computed again at each use.
+    """
+    uses = Counter(r.index for op in epilogue.ops for r in op.inputs if r.kind == "node")
+    nodes: list[_At] = []
+    sizes: list[int] = []
 
-    def value(ref: EpilogueRef) -> Any:
+    def value(ref: EpilogueRef, at: tuple[Any, ...]) -> Any:
         if ref.kind == "node":
-            return nodes[ref.index]
+            return nodes[ref.index](*at)
         if ref.kind == "scalar":
             return tirx.const(ref.value, "float32")
         if ref.kind == "channel":
-            return channels[ref.index]
-        return tensors[ref.index] if ref.kind == "tensor" else acc
+            return channels[ref.index][at[1]]
+        return tensors[ref.index][at] if ref.kind == "tensor" else acc(*at)
 
-    for op in epilogue.ops:
-        nodes.append(bound(EMITTERS[op.name]([value(ref) for ref in op.inputs], 1)))
-    result = nodes[-1] if nodes else acc
-    for variable, bound_value in reversed(bindings):
-        result = tirx.Let(variable, bound_value, result)
-    return result
+    def node_of(op: EpilogueOp) -> _At:
+        return lambda *at: EMITTERS[op.name]([value(ref, at) for ref in op.inputs], 1)
+
+    for index, op in enumerate(epilogue.ops[:-1]):
+        node = node_of(op)
+        size = 1 + sum(sizes[ref.index] for ref in op.inputs if ref.kind == "node")
+        if op.name in vector_math.FUNCTIONS or (uses[index] > 1 and size > _LARGEST_COPIED):
+            stage = te.compute(shape, node, name=f"step{index}")
+            node, size = _reader(stage), 0
+        nodes.append(node)
+        sizes.append(size)
+    return te.compute(shape, node_of(epilogue.ops[-1]) if epilogue.ops else acc, name="y")
+
+
+def _reader(tensor: Any) -> _At:
+    return lambda *at: tensor[at]
 
 
 def trace_text(schedule: Schedule) -> str:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...formats.splitting import MAX_BLOCK
 from ...targets import X86Machine
 from ...workload import Workload
 from ..base import Config, KernelTemplate
@@ -91,8 +92,10 @@ def _lengths(workload: Workload, machine: X86Machine, nt: int, columns: int) -> 
     step = block_step(workload, BLOCK_STEP)
     width = nt * machine.lanes
     floats = [int(share * machine.l1_bytes) // 4 for share in _BLOCKS_OF_L1]
-    lengths = [block_length(columns, width, size, step) for size in floats]
-    return sorted({*lengths, block_length(columns, 1, columns, step)})
+    # Columns of a block are numbered by uint16.
+    longest = min(-(-columns // step), MAX_BLOCK // step) * step
+    lengths = [min(block_length(columns, width, size, step), longest) for size in floats]
+    return sorted({*lengths, longest})
 
 
 def _with_every_thread_count(config: dict[str, Any], workload: Workload) -> list[Config]:

@@ -20,6 +20,7 @@ from .conv_io import ConvIO
 from .depthwise import depthwise_conv2d
 from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
+from .metaschedule import METASCHEDULE
 from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
@@ -398,4 +399,5 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         arguments=_depthwise_arguments,
         **_priced(_depthwise_events),
     ),
+    METASCHEDULE,
 )

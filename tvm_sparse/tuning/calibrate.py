@@ -249,14 +249,16 @@ def load_calibration(machine: str, target: Any) -> Calibration | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        return _ignored(path, str(error))
+        _warn_of(path, str(error))
+        return None
     try:
         data = json.loads(text)
         if data["version"] != VERSION:
             return None
         found = _calibration_from(data)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        return _ignored(path, f"{type(error).__name__} {error}")
+        _warn_of(path, f"{type(error).__name__} {error}")
+        return None
     if found.machine != machine or dict(found.target) != _target_data(target):
         return None
     return found
@@ -274,7 +276,7 @@ def measure_gigahertz(target: Any, machine: X86Machine) -> float:
     return instructions * _CYCLES_PER_FMA[machine.fma_per_cycle] / seconds / 1e9
 
 
-def _ignored(path: Path, why: str) -> None:
+def _warn_of(path: Path, why: str) -> None:
     warnings.warn(
         f"the calibration '{path}' is damaged and was ignored: {why}; calibrate once more",
         stacklevel=3,
@@ -294,8 +296,8 @@ def _calibration_from(data: Mapping[str, Any]) -> Calibration:
         core=CoreSpeed(**rates),
         prices=prices,
         samples=int(data["samples"]),
-        error=data["error"],
-        error_all=data["error_all"],
+        error=_share(data["error"]),
+        error_all=_share(data["error_all"]),
     )
 
 
@@ -307,6 +309,10 @@ def _positive(value: Any, *, empty: bool = False) -> Any:
     if not 0 < value < math.inf:
         raise ValueError(f"{value} is not a positive number")
     return float(value)
+
+
+def _share(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _target_data(target: Any) -> dict[str, Any]:
@@ -446,13 +452,14 @@ def _typical(measured: Sequence[_Measured]) -> float:
 
 
 def _fit(measured: Sequence[_Measured], machine: X86Machine) -> tuple[dict[str, float], Errors]:
-    """Fit twice: some events depend on prices, when the shorter of two things hides."""
+    """Fit twice: some events depend on prices, where the shorter of two things hides."""
+    fitted = machine
     for _ in range(2):
         samples = [
             Sample(
                 entry.job.template,
                 entry.job.workload,
-                _events(entry.job, entry.density, machine),
+                _events(entry.job, entry.density, fitted),
                 entry.microseconds,
                 repr(entry.job.workload.geometry),
                 entry.density,
@@ -460,9 +467,8 @@ def _fit(measured: Sequence[_Measured], machine: X86Machine) -> tuple[dict[str, 
             for entry in measured
         ]
         prices = fit_prices(samples, machine)
-        errors = leave_one_group_out(samples, machine)
-        machine = replace(machine, prices=tuple(prices.items()))
-    return prices, errors
+        fitted = replace(machine, prices=tuple(prices.items()))
+    return prices, leave_one_group_out(samples, machine)
 
 
 def _events(job: _Job, density: float, machine: X86Machine) -> Mapping[str, float]:

@@ -71,8 +71,15 @@ def measure_core(target: Any, lanes: int, threads: int = 2) -> CoreSpeed:
     # Half of a cache: a whole one also holds other things.
     sizes = (l1 // 2, l2 // 2, max(2 * l2, min(8 << 20, l3 // 2)), min(4 * l3, _MOST_BYTES))
     kernel = _compile(_build_reading(lanes), target)
-    reading = [_reading_gbytes(kernel, lanes, size) for size in sizes]
-    return CoreSpeed(_fma_gflops(target, lanes), *reading, fork_microseconds(target, threads))
+    near, middle, far, memory = (_reading_gbytes(kernel, lanes, size) for size in sizes)
+    return CoreSpeed(
+        fma_gflops=_fma_gflops(target, lanes),
+        l1_gbytes=near,
+        l2_gbytes=middle,
+        l3_gbytes=far,
+        memory_gbytes=memory,
+        fork_us=fork_microseconds(target, threads),
+    )
 
 
 def fork_microseconds(target: Any, threads: int) -> float | None:

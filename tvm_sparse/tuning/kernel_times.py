@@ -19,6 +19,7 @@ ROTATION = 8
 # Copies of them until they are together that many times as large as L2: weights of a network come
 # from beyond it.
 _BEYOND_L2 = 2
+_MOST_COPIES = 32
 # A kernel is called on every weight this often at least, and until it took that much of the core.
 _ROUNDS = 5
 _SECONDS = 0.04
@@ -66,7 +67,7 @@ class KernelTimer:
         packs = [FORMATS[self.template.format].pack(weight, self.config) for weight in weights]
         arrays = [self.template.arguments(self.workload, packed) for packed in packs]
         size = sum(array.nbytes for own in arrays for array in own)
-        copies = max(1, -(-_BEYOND_L2 * self.l2_bytes // size))
+        copies = min(_MOST_COPIES, -(-_BEYOND_L2 * self.l2_bytes // max(size, 1)))
         calls = [(self.x, *map(_copied, own), self.y) for _ in range(copies) for own in arrays]
         rounds = timed_rounds(self.kernel, calls)
         lower = np.quantile(rounds, 0.25, axis=0)
