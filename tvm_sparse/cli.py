@@ -1,4 +1,4 @@
-"""The command line: ``tvm-sparse inspect | prune | tune | compile | run | bench | demo``.
+"""The command line, ``tvm-sparse COMMAND``; `COMMANDS` lists them.
 
 Exit codes: 0 done; 1 the job failed, with one line why; 2 wrong usage; 130 stopped with Ctrl-C.
 """
@@ -152,6 +152,25 @@ def tune(options: argparse.Namespace) -> None:
     if options.report:
         write_report(found.report, options.report)
     print(f"the records are in {options.records}; compile with --records {options.records}")
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Measure what this machine can do, for the plans that are made on it."""
+    from .progress import Progress
+    from .tuning.calibrate import calibrate as measure
+
+    if options.output:
+        _check_writable(options.output)
+    found = measure(
+        options.target,
+        seconds=options.seconds,
+        threads=options.threads,
+        progress=Progress(),
+        path=options.output,
+    )
+    print(found)
+    if not options.output:
+        print("plans on this machine use it from now on")
 
 
 def compile_(options: argparse.Namespace) -> None:
@@ -565,6 +584,17 @@ def _tune_options(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    _target(parser)
+    parser.add_argument(
+        "--seconds", type=_argument(_read_seconds), default=60.0, metavar="S", help="60 by default"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write here instead of where plans look"
+    )
+    _threads(parser)
+
+
 def _compile_options(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     parser.add_argument("-o", "--output", required=True, metavar="model.so")
@@ -664,6 +694,7 @@ COMMANDS: Mapping[
     "inspect": (inspect, _inspect_options),
     "prune": (prune, _prune_options),
     "tune": (tune, _tune_options),
+    "calibrate": (calibrate, _calibrate_options),
     "compile": (compile_, _compile_options),
     "run": (run, _run_options),
     "bench": (bench, _bench_options),

@@ -41,10 +41,13 @@ class Live:
     def __init__(self, rows: Callable[[], Sequence[Row]], progress: Progress) -> None:
         self._rows, self._progress = rows, progress
         self._started = time.monotonic()
+        # Trials that records brought along took no time.
+        self._before = 0
         self._live: Any = None
         self._phase: Phase | None = None
 
     def __enter__(self) -> Live:
+        self._before = sum(row.trials for row in self._rows())
         if self._progress.enabled and sys.stderr.isatty() and _has_rich():
             from rich.console import Console
             from rich.live import Live as RichLive
@@ -53,7 +56,7 @@ class Live:
             self._live = RichLive(get_renderable=self._table, console=console, transient=True)
             self._live.__enter__()
         else:
-            total = sum(row.planned for row in self._rows())
+            total = sum(_left(row) for row in self._rows())
             self._phase = self._progress.phase("tune", total=total)
             self._phase.__enter__()
         return self
@@ -75,6 +78,7 @@ class Live:
 
     def _table(self) -> Any:
         from rich.table import Table
+        from rich.text import Text
 
         rows = list(self._rows())
         table = Table(title=self._title(rows), title_justify="left")
@@ -83,17 +87,22 @@ class Live:
         # The tasks in work, then the others.
         shown = sorted(rows, key=lambda row: (row.done, -row.trials))[:_MOST_ROWS]
         for row in shown:
-            table.add_row(*_cells(row))
+            # Names may hold what rich would take for its markup.
+            table.add_row(*(Text(cell) for cell in _cells(row)))
         if len(rows) > len(shown):
             table.add_row(f"and {len(rows) - len(shown)} more")
         return table
 
     def _title(self, rows: Sequence[Row]) -> str:
         elapsed = time.monotonic() - self._started
-        done = sum(row.trials for row in rows)
-        left = sum(max(0, row.planned - row.trials) for row in rows if not row.done)
-        text = f"{done} trials, {format_seconds(elapsed)} elapsed"
+        trials = sum(row.trials for row in rows)
+        done, left = trials - self._before, sum(_left(row) for row in rows)
+        text = f"{trials} trials, {format_seconds(elapsed)} elapsed"
         return f"{text}, at most {format_seconds(elapsed / done * left)} left" if done else text
+
+
+def _left(row: Row) -> int:
+    return 0 if row.done else max(0, row.planned - row.trials)
 
 
 def _cells(row: Row) -> tuple[str, str, str, str, str]:

@@ -151,21 +151,20 @@ class _Evolution:
         )
         batch = min(_BATCH, trials)
         population = min(_POPULATION, 8 * trials)
-        self._context = meta_schedule.TuneContext(
-            function.with_attr("global_symbol", "main"),
-            target=self._target,
-            space_generator=meta_schedule.space_generator.PostOrderApply(
+        self._context = _context(
+            tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
+            self._target,
+            meta_schedule.space_generator.PostOrderApply(
                 sch_rules=_rules(machine, workload.threads),
                 postprocs="llvm",
                 mutator_probs="llvm",
             ),
             # By default the search ends at once where a layer has fewer than 50 distinct traces.
-            search_strategy=meta_schedule.search_strategy.EvolutionarySearch(
+            meta_schedule.search_strategy.EvolutionarySearch(
                 population_size=population, init_min_unmeasured=1
             ),
-            rand_state=seed % _LARGEST_SEED + 1,
-            # Given as a number, as MetaSchedule needs psutil to count cores.
-            num_threads=max(1, workload.threads),
+            threads=max(1, workload.threads),
+            seed=seed % _LARGEST_SEED + 1,
             logger=logger,
         )
         self._model = _cost_model(meta_schedule, workload.threads)
@@ -210,6 +209,34 @@ class _Evolution:
             )
         self._context.notify_runner_results(self._candidates, results)
         self._model.update(self._context, self._candidates, results)
+
+
+def _context(
+    module: Any, target: Any, space: Any, strategy: Any, *, threads: int, seed: int, logger: Any
+) -> Any:
+    """Make a `TuneContext` as its constructor does, but for what that imports.
+
+    The constructor loads every tensor intrinsic that TVM has for any processor: 250 functions, whose
+    parser looks through all loaded modules for each frame of the stack. None is used here, and it
+    takes from ten seconds to minutes.
+    """
+    from tvm.s_tir.meta_schedule import TuneContext, _ffi_api
+    from tvm.s_tir.meta_schedule.logging import get_logging_func
+
+    context = TuneContext.__new__(TuneContext)
+    context.__init_handle_by_constructor__(
+        _ffi_api.TuneContext,
+        module,
+        target,
+        space,
+        strategy,
+        "main",
+        threads,
+        seed,
+        get_logging_func(logger),
+    )
+    _ffi_api.TuneContextInitialize(context)
+    return context
 
 
 def _attributes(target: Any) -> dict[str, Any]:

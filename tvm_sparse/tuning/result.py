@@ -87,7 +87,7 @@ class TuningResult:
     @property
     def tuned_us(self) -> float:
         """All layers together with the kernels found."""
-        return sum(len(t.layers) * t.us for t in self._complete)
+        return sum(len(t.layers) * (t.us or 0.0) for t in self._complete)
 
     @property
     def untuned_us(self) -> float:
