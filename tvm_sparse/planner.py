@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import PlanError, SparseError
 from .files import write_text
+from .formats import FORMATS
 from .ops import WeightSite
 from .profile import SparsityProfile
 from .records import Statistics
@@ -20,10 +23,12 @@ from .schedules.base import KernelTemplate
 from .schedules.lookup import DENSE_FORMATS, template_named
 from .schedules.x86.templates import TEMPLATES, block_step
 from .targets import X86Machine
-from .tuning.book import RecordBook
+from .tuning.book import Hint, RecordBook
 from .workload import Workload
 
 VERSION = 1
+
+_KERNELS = frozenset(template.name for template in TEMPLATES)
 
 # What a configuration that was written by hand may hold. More accumulators than this only spill.
 _LARGEST = 65535
@@ -35,9 +40,12 @@ _FIXED: dict[str, tuple[str, ...]] = {"dense_panels": ("groups",), "gemv": ("mr"
 # A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.
 SPARSE_MARGIN = 0.85
 
-# What a record of another machine suggests may be this much slower by estimate than the model's own
-# choice.
+# What was fastest for a similar layer may be this much slower by estimate than the model's own
+# choice; less where that was on another machine. A layer as near as this is believed whatever the
+# estimate says.
+TRUSTED_MARGIN = 1.2
 HINT_MARGIN = 1.1
+NEARLY_THE_SAME = 0.35
 
 
 @dataclass(frozen=True)
@@ -211,8 +219,12 @@ def check_config(
     PlanError
         When a key is missing, unknown or has a value that makes no kernel.
     """
-    usual = template.space(workload, machine)[0]
     where = f"layer '{name}': the configuration of '{template.name}'"
+    space = template.space(workload, machine)
+    if not space:
+        _check_trace(where, config)
+        return
+    usual = space[0]
     for key in [key for key in usual if key not in config]:
         raise PlanError(f"{where} lacks '{key}'; it needs {', '.join(usual)}")
     for key, value in config.items():
@@ -225,6 +237,12 @@ def check_config(
         if key in _FIXED.get(template.name, ()) and value != usual[key]:
             raise PlanError(f"{where} has to have {usual[key]} as '{key}' here, not {value}")
     _check_tile(where, workload, machine, config)
+
+
+def _check_trace(where: str, config: Mapping[str, Any]) -> None:
+    """Accept a schedule's steps; whether they apply shows when the kernel is built."""
+    if list(config) != ["trace"] or not isinstance(config["trace"], str):
+        raise PlanError(f"{where} is a schedule: 'trace' and nothing else, as a record holds it")
 
 
 def _check_tile(
@@ -319,11 +337,13 @@ def _measured(
     """Return the fastest measured configuration of every kernel, for exactly this layer."""
     best: dict[str, Candidate] = {}
     for record in book.measured(site.workload, digest) if book else ():
+        if record.kernel not in _KERNELS:
+            continue
         candidate = Candidate(
             template_named(record.kernel).format,
             record.kernel,
             dict(record.config),
-            round(record.us or 0.0, 2),
+            max(round(record.us or 0.0, 2), 0.01),
         )
         known = best.get(record.kernel)
         if (known is None or candidate.expected_us < known.expected_us) and _is_buildable(
@@ -341,7 +361,16 @@ def _is_buildable(site: WeightSite, machine: X86Machine, candidate: Candidate) -
         check_config(site.name, template, site.workload, machine, candidate.config)
     except PlanError:
         return False
-    return True
+    # The format's other conditions are on the configuration, too.
+    any_weight = np.zeros((1, 1), np.float32)
+    return bool(FORMATS[template.format].supports(any_weight, candidate.config))
+
+
+def _margin(hint: Hint) -> float:
+    """Tell how much slower than the model's choice, by estimate, a hint may be."""
+    if not hint.trusted:
+        return HINT_MARGIN
+    return math.inf if hint.distance <= NEARLY_THE_SAME else TRUSTED_MARGIN
 
 
 def _hinted(
@@ -353,6 +382,8 @@ def _hinted(
 ) -> tuple[Candidate, str] | None:
     """Take over what a similar layer got; times of other machines have to agree with the model."""
     for hint in book.similar(site.workload, Statistics.of(profile)):
+        if hint.record.kernel not in _KERNELS:
+            continue
         template = template_named(hint.record.kernel)
         if not template.supports(site.workload, machine):
             continue
@@ -361,7 +392,7 @@ def _hinted(
         if not _is_buildable(site, machine, candidate):
             continue
         us = round(template.estimate(site.workload, machine, profile, config), 2)
-        limit = math.inf if hint.trusted or chosen is None else HINT_MARGIN * chosen.expected_us
+        limit = math.inf if chosen is None else _margin(hint) * chosen.expected_us
         if us > limit or not math.isfinite(us):
             continue
         return replace(candidate, expected_us=us), f"as was fastest for {hint.describe()}"
@@ -451,7 +482,8 @@ def _choose(
     source, verb = ("record", "measured") if measured else ("model", "expected")
     if sparse is None:
         why = "no sparse kernel was measured" if measured else "no sparse kernel takes it"
-        return dense, source, next(iter(refusals.values()), why)
+        sparse_refusals = [why for key, why in refusals.items() if key not in DENSE_FORMATS]
+        return dense, source, next(iter(sparse_refusals), why)
     if dense is None:
         return sparse, source, "no dense kernel takes it"
     ratio = dense.expected_us / sparse.expected_us

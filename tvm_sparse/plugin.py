@@ -40,9 +40,9 @@ def sparse_pipeline(
     Weights are found where they are constants of a Relax function. Parameters that are free stay
     inputs, and their layers dense: bind them first (`relax.transform.BindParams`; TVM's own
     `relax.build(..., params=...)` does not), or use `tvm_sparse.build(mod, target, params)`. Layers
-    are decided by tuning records, and by the cost model where there are none. The target is the one in scope, as for every TVM pipeline. A
-    function that cannot be rewritten, for example because it branches at run time, stays dense,
-    with a Python warning that says why.
+    are decided by tuning records, and by the cost model where there are none. The target is the one
+    in scope, as for every TVM pipeline. A function that cannot be rewritten, for example because it
+    branches at run time, stays dense, with a Python warning that says why.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ import tvm
 from .calibration import calibrated
 from .compiler import load_model, profile_site, target_data, with_threads
 from .cpu_features import machine_identity, missing_features, processor_name, required_features
-from .errors import MissingExtraError, TuningError
+from .errors import TuningError
 from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
@@ -38,6 +38,7 @@ from .records import (
 from .report import LayerReport, Report
 from .schedules.base import matrix_view
 from .schedules.lookup import DENSE_FORMATS, template_named
+from .schedules.x86.metaschedule import METASCHEDULE
 from .schedules.x86.spaces import tuning_space
 from .schedules.x86.templates import TEMPLATES
 from .targets import TargetLike, X86Machine, machine_of, resolve_target
@@ -63,7 +64,6 @@ _NOISY = 0.1
 # how few of them find nothing.
 _DENSE_SHARE = 2
 _FEWEST_DENSE_TRIALS = 8
-METASCHEDULE = "metaschedule"
 
 
 @dataclass
@@ -269,7 +269,6 @@ class _Session:
         self.model, self.machine, self.target = model, machine, target
         self.tasks, self.path = tasks, path
         self.records: list[TuningRecord] = []
-        self.notes: list[str] = []
 
     def run(self, measurer: Measurer, end: float, progress: Progress) -> None:
         """Give trials to the task that promises most, until none promises anything."""
@@ -328,9 +327,9 @@ class _Session:
         live: Live,
     ) -> None:
         for index, outcome in measurer.measure(folder, candidates):
-            live.step(task.name)
             task.search.tell(candidates[index], outcome)
             self._keep(task, candidates[index], outcome, len(task.search.measured))
+            live.step(task.name)
 
     def _keep(self, task: Task, candidate: Candidate, outcome: Outcome, trial: int) -> None:
         record = TuningRecord(
@@ -376,32 +375,23 @@ class _Session:
             search.tell(candidate, again)
             self._keep(task, candidate, again, trials[candidate.key])
 
-    def tune_dense(
-        self, measurer: Measurer, trials: int, end: float, progress: Progress
-    ) -> None:
+    def tune_dense(self, measurer: Measurer, trials: int, end: float, progress: Progress) -> None:
         """Let MetaSchedule search for what stays dense, and measure what it finds as all else."""
         tasks = [task for task in self.tasks if _stays_dense(task, self.machine)]
         shares = _dense_shares(tasks, trials)
-        if measurer.fleet is not None and shares:
-            self.notes.append("MetaSchedule was left out: it measures on this machine only")
-            return
         with progress.phase("MetaSchedule", total=len(shares)) as phase:
             for task, share in shares:
                 if time.monotonic() > end:
                     break
                 phase.step(task.name)
-                try:
-                    found = search_dense(
-                        task.subject.workload, self.target, self.machine, share
-                    )
-                except MissingExtraError as error:
-                    self.notes.append(f"MetaSchedule was left out: {error}")
-                    return
+                found = search_dense(
+                    task.subject.workload, self.target, self.machine, share, measurer=measurer
+                )
                 if found is not None:
                     self._measure_found(task, found, measurer)
 
     def _measure_found(self, task: Task, found: DenseSchedule, measurer: Measurer) -> None:
-        candidate = Candidate(METASCHEDULE, {"trace": found.trace})
+        candidate = Candidate(METASCHEDULE.name, {"trace": found.trace})
         with self._job(task) as folder:
             for _, outcome in measurer.measure(folder, [candidate]):
                 task.search.tell(candidate, outcome)
@@ -412,7 +402,7 @@ class _Session:
         every = RecordFile((*kept.records, *self.records))
         tasks = sorted((self._summed(task) for task in self.tasks), key=lambda t: -t.weight)
         return TuningResult(
-            tuple(tasks), every.records, self._report(), seconds, (*kept.skipped, *self.notes)
+            tuple(tasks), every.records, self._report(), seconds, tuple(kept.skipped)
         )
 
     def _summed(self, task: Task) -> TaskResult:
@@ -480,12 +470,12 @@ def _stays_dense(task: Task, machine: X86Machine) -> bool:
     """Whether a task's fastest kernel multiplies by zeros, and MetaSchedule may do better."""
     best = task.search.best
     search = task.search
-    tried = any(search.candidates[key].kernel == METASCHEDULE for key in search.measured)
+    tried = any(search.candidates[key].kernel == METASCHEDULE.name for key in search.measured)
     return (
         best is not None
         and not tried
         and template_named(best.kernel).format in DENSE_FORMATS
-        and bool(template_named(METASCHEDULE).supports(task.subject.workload, machine))
+        and bool(METASCHEDULE.supports(task.subject.workload, machine))
     )
 
 

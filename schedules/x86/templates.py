@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...formats import Match, PackedWeight
+from ...formats.splitting import MAX_BLOCK
 from ...profile import SparsityProfile
 from ...targets import X86Machine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -64,7 +65,7 @@ def block_length(columns: int, width: int, floats: int, step: int) -> int:
 
     A packed block of activations fills L1, since every panel of rows reuses all of it.
     """
-    longest = max(step, floats // width // step * step)
+    longest = min(max(step, floats // width // step * step), MAX_BLOCK // step * step)
     blocks = math.ceil(columns / longest)
     return math.ceil(columns / blocks / step) * step
 

@@ -402,13 +402,11 @@ def test_a_layer_of_which_no_sparse_kernel_was_measured_stays_dense() -> None:
     assert (decision.expected_us, decision.dense_us) == (100.0, 100.0)
 
 
-@pytest.mark.xfail(strict=True, reason="the planner gives the first refusal of any kernel, gemv's")
 def test_the_reason_of_a_layer_that_stays_dense_is_not_another_dense_kernels_refusal() -> None:
     decision = decided([record_of(100.0, "dense_panels")])
     assert decision.reason == "no sparse kernel was measured"
 
 
-@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="the planner rounds times to 0")
 def test_a_kernel_that_takes_next_to_no_time_can_be_planned() -> None:
     assert decided([record_of(0.003), record_of(50.0, "dense_panels")]).is_sparse
 
@@ -454,14 +452,14 @@ def test_an_operator_that_no_kernel_takes_is_left_alone_beside_records_too() -> 
 @pytest.mark.parametrize("kernel", ["register_tile", "sliced_rows", "dense_panels"])
 def test_a_layer_that_was_not_measured_takes_what_the_similar_one_got(kernel: str) -> None:
     config = usual(kernel, number=2)
-    like = subject_of(weights=("e2" * 12,), density=0.12)
+    like = subject_of(weights=("e2" * 12,), density=0.11)
     records = [
         record_of(50.0, kernel, like, config=config),
         record_of(60.0, "gemv" if kernel == "dense_panels" else "dense_panels", like),
     ]
     decision = decided(records)
     assert (decision.source, decision.kernel, decision.config) == ("record", kernel, config)
-    assert decision.reason == "as was fastest for 768x768x128 with 88 % zeros"
+    assert decision.reason == "as was fastest for 768x768x128 with 89 % zeros"
     # The time is estimated for this layer, not taken over from that one.
     template = template_named(kernel)
     estimate = template.estimate(workload_of(MATMUL), machine(), profile_of(MATMUL, 0.1), config)
@@ -519,20 +517,17 @@ def test_a_record_whose_configuration_cannot_be_built_is_passed_over(
     assert decided([missing]) == decided(None)
 
 
-@pytest.mark.xfail(strict=True, reason="the planner does not ask the format")
 def test_a_record_whose_configuration_the_format_cannot_pack_is_passed_over() -> None:
     nine_rows = {**usual("register_tile"), "mr": 9, "nt": 2, "multiple": 144}
     assert decided([record_of(1.0, config=nine_rows)]) == decided(None)
 
 
-@pytest.mark.xfail(strict=True, raises=PlanError, reason="the planner looks it up and fails")
 @pytest.mark.parametrize("digest", [DIGEST, "e2" * 12], ids=["its own", "a similar layer's"])
 def test_a_record_of_a_kernel_that_is_no_more_is_passed_over(digest: str) -> None:
     gone = replace(record_of(1.0, subject=subject_of(weights=(digest,))), kernel="gone")
     assert decided([gone]) == decided(None)
 
 
-@pytest.mark.xfail(strict=True, reason="the planner follows trusted hints without an estimate")
 def test_a_full_weight_stays_dense_whatever_a_similar_layer_got() -> None:
     half = Statistics.of(profile_of(MATMUL, 0.55))
     like = record_of(50.0, subject=subject_of(weights=("e2" * 12,), statistics=half))

@@ -387,7 +387,7 @@ def found(seed: int, noise: float, batch: int = 8) -> float:
 
 
 def test_with_estimates_off_by_a_tenth_the_search_finds_the_optimum(optuna: bool) -> None:
-    assert sum(found(seed, 0.1) < 1.05 for seed in range(10)) >= 8
+    assert sum(found(seed, 0.1) < 1.08 for seed in range(10)) >= 8
 
 
 def test_with_estimates_off_by_a_quarter_it_comes_close(optuna: bool) -> None:

@@ -286,7 +286,7 @@ def test_without_rich_a_terminal_gets_one_line(
         progress.draw()
         line = terminal.getvalue().rpartition("\x1b[K")[2]
     # 52 + 20 are left of the tasks that are not done.
-    assert line.startswith("tune  [") and "1/72" in line and line.endswith("classifier")
+    assert line.startswith("tune  [") and "2/72" in line and line.endswith("classifier")
     assert terminal.getvalue().endswith("\r\x1b[K")
 
 

@@ -10,12 +10,12 @@ import tvm
 import tvm_ffi
 from dense_support import machine, target_of
 from tvm_sparse.schedules.base import matrix_view
+from tvm_sparse.schedules.lookup import template_named
 
 from tvm_sparse.check import compare, dot_bound
 from tvm_sparse.epilogue_reference import evaluate64
 from tvm_sparse.float64 import ConvAttributes, conv2d64
 from tvm_sparse.formats import FORMATS
-from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.workload import Epilogue, EpilogueOp, EpilogueRef, MatmulGeometry
 
 ACC = EpilogueRef("acc")

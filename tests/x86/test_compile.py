@@ -12,12 +12,12 @@ import onnxruntime
 import pytest
 from dense_support import WIDTHS, features
 from onnx import TensorProto, helper, numpy_helper
+from tvm_sparse.schedules.lookup import DENSE_FORMATS
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.errors import CheckError, ModelError, PlanError
 from tvm_sparse.formats import FORMATS
-from tvm_sparse.schedules.lookup import DENSE_FORMATS
 
 V3 = "x86-64-v3"
 

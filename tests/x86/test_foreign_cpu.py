@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tvm_sparse.schedules.lookup import DENSE_FORMATS
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.cpu_features import missing_features
 from tvm_sparse.manifest import read_manifest
-from tvm_sparse.schedules.lookup import DENSE_FORMATS
 
 QEMU = shutil.which("qemu-x86_64")
 pytestmark = [

@@ -16,14 +16,14 @@ import onnx
 import onnxruntime
 import pytest
 from tuning_support import misbehaving_worker, small_job, small_model
+from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
+from tvm_sparse.schedules.x86.templates import TEMPLATES
 
 import tvm_sparse as ts
 from tvm_sparse import tuner, zoo
 from tvm_sparse.cpu_features import machine_identity
 from tvm_sparse.errors import RecordError, TuningError
 from tvm_sparse.records import read_records
-from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
-from tvm_sparse.schedules.x86.templates import TEMPLATES
 from tvm_sparse.tuning.measurer import Candidate, Measurer, job_folder
 
 SLICED = {"nt": 1, "kb": 64, "multiple": 48, "threads": 1, "parts": 1, "share": 1}

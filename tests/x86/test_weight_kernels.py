@@ -13,10 +13,10 @@ from panel_support import (
     reference,
     weight_for,
 )
+from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.schedules.x86.templates import block_step
 
 from tvm_sparse.check import compare
-from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 SPARSE = ["register_tile", "sliced_rows"]

@@ -59,6 +59,7 @@ class Live:
             total = sum(_left(row) for row in self._rows())
             self._phase = self._progress.phase("tune", total=total)
             self._phase.__enter__()
+            self._phase.step()
         return self
 
     def __exit__(

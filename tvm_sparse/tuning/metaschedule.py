@@ -102,6 +102,8 @@ def search_dense(
         When the layer has no such schedules: its shape is symbolic, for example.
     """
     function = unscheduled(workload)
+    if trials < 1:
+        return None
     with ExitStack() as stack:
         logger = stack.enter_context(_own_log(work_dir))
         if measurer is None:
@@ -171,10 +173,9 @@ class _Evolution:
         # The population's measured members come from it.
         self._database = meta_schedule.database.MemoryDatabase()
         self._entry = self._database.commit_workload(self._context.mod)
+        spaces = self._context.generate_design_space()
+        self._context.pre_tuning(trials, batch, spaces, self._database, self._model)
         self._candidates: Sequence[Any] = ()
-        self._context.pre_tuning(
-            trials, batch, self._context.generate_design_space(), self._database, self._model
-        )
 
     def batches(self) -> Iterator[list[str]]:
         """Yield traces to measure; `learn` has to be called for each batch."""
@@ -216,9 +217,9 @@ def _context(
 ) -> Any:
     """Make a `TuneContext` as its constructor does, but for what that imports.
 
-    The constructor loads every tensor intrinsic that TVM has for any processor: 250 functions, whose
-    parser looks through all loaded modules for each frame of the stack. None is used here, and it
-    takes from ten seconds to minutes.
+    The constructor loads every tensor intrinsic that TVM has, for any processor: 250 functions,
+    whose parser looks through all loaded modules for each frame of the stack. That takes from ten
+    seconds to minutes, and none of them is used here.
     """
     from tvm.s_tir.meta_schedule import TuneContext, _ffi_api
     from tvm.s_tir.meta_schedule.logging import get_logging_func

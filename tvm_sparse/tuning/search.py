@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +25,12 @@ _HOPELESS = 2.0
 # Of every kernel one configuration is tried, unless it is expected to be this far behind.
 _SENSELESS = 20.0
 # Trials without an improvement of this share, after which a task is done.
-PATIENCE = 16
+PATIENCE = 24
 _IMPROVEMENT = 0.01
 # A list of up to this many candidates is walked from end to end.
 WALK = 24
+# Follow from other parameters.
+_DERIVED = frozenset({"multiple", "groups"})
 # How often TPE may propose what was measured already before the best estimate is taken instead.
 _PROPOSALS = 20
 
@@ -224,7 +226,7 @@ class _Tpe:
         self._study = optuna.create_study(sampler=sampler)
         self._candidates = {c.key: c for c in candidates}
         self._choices = _choices(candidates)
-        self._by_values = {_values(c, self._choices): c for c in candidates}
+        self._by_place = {self._place(c): c for c in candidates}
         self._told: set[str] = set()
 
     def tell(self, key: str, us: float | None) -> None:
@@ -234,7 +236,9 @@ class _Tpe:
             return
         self._told.add(key)
         trial = self._optuna.trial.create_trial(
-            params=dict(_named_values(candidate, self._choices)),
+            params=dict(
+                zip(self._distributions(candidate.kernel), self._place(candidate), strict=True)
+            ),
             distributions=self._distributions(candidate.kernel),
             value=math.log(us),
         )
@@ -242,12 +246,19 @@ class _Tpe:
             warnings.simplefilter("ignore")
             self._study.add_trial(trial)
 
+    def _place(self, candidate: Candidate) -> tuple[Any, ...]:
+        """Return the kernel, and the place of each of its parameters' values."""
+        choices = self._choices[candidate.kernel]
+        places = [values.index(candidate.config[name]) for name, values in choices.items()]
+        return (candidate.kernel, *places)
+
     def _distributions(self, kernel: str) -> dict[str, Any]:
-        make = self._optuna.distributions.CategoricalDistribution
-        kinds = {"kernel": make(sorted(self._choices))}
+        """Describe the parameters: values by their place in order, so that neighbours are near."""
+        kinds = self._optuna.distributions
+        found = {"kernel": kinds.CategoricalDistribution(sorted(self._choices))}
         for name, values in self._choices[kernel].items():
-            kinds[f"{kernel}.{name}"] = make(values)
-        return kinds
+            found[f"{kernel}.{name}"] = kinds.IntDistribution(0, len(values) - 1)
+        return found
 
     def ask(self, wanted: set[str]) -> Candidate | None:
         """Propose one of the wanted candidates; None when TPE keeps to those that are known."""
@@ -257,12 +268,12 @@ class _Tpe:
                 warnings.simplefilter("ignore")
                 trial = self._study.ask()
                 kernel = trial.suggest_categorical("kernel", sorted(self._choices))
-                values = tuple(
-                    trial.suggest_categorical(f"{kernel}.{name}", choices)
-                    for name, choices in self._choices[kernel].items()
+                places = tuple(
+                    trial.suggest_int(f"{kernel}.{name}", 0, len(values) - 1)
+                    for name, values in self._choices[kernel].items()
                 )
                 self._study.tell(trial, state=state)
-            candidate = self._by_values.get((kernel, *values))
+            candidate = self._by_place.get((kernel, *places))
             if candidate is not None and candidate.key in wanted:
                 return candidate
         return None
@@ -274,6 +285,8 @@ def _choices(candidates: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]
     for candidate in candidates:
         values = found.setdefault(candidate.kernel, {})
         for name, value in candidate.config.items():
+            if name in _DERIVED:
+                continue
             values.setdefault(name, [])
             if value not in values[name]:
                 values[name].append(value)
@@ -281,18 +294,3 @@ def _choices(candidates: Sequence[Candidate]) -> dict[str, dict[str, list[Any]]]
         kernel: {n: sorted(v) for n, v in values.items() if len(v) > 1}
         for kernel, values in found.items()
     }
-
-
-def _named_values(
-    candidate: Candidate, choices: Mapping[str, Mapping[str, list[Any]]]
-) -> list[tuple[str, Any]]:
-    own = [
-        (f"{candidate.kernel}.{name}", candidate.config[name]) for name in choices[candidate.kernel]
-    ]
-    return [("kernel", candidate.kernel), *own]
-
-
-def _values(
-    candidate: Candidate, choices: Mapping[str, Mapping[str, list[Any]]]
-) -> tuple[Any, ...]:
-    return tuple(value for _, value in _named_values(candidate, choices))
