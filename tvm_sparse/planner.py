@@ -486,11 +486,11 @@ def _choose(
         return dense, source, next(iter(sparse_refusals), why)
     if dense is None:
         return sparse, source, "no dense kernel takes it"
+    if profile.nnz == profile.size and not measured:
+        return dense, source, "the weight has no zeros"
     ratio = dense.expected_us / sparse.expected_us
     times = f"{sparse.expected_us:.0f} us sparse, {dense.expected_us:.0f} us dense"
     if sparse.expected_us < (1.0 if measured else SPARSE_MARGIN) * dense.expected_us:
         return sparse, source, f"{verb} {ratio:.1f}x faster ({times})"
-    if profile.nnz == profile.size:
-        return dense, source, "the weight has no zeros"
     share = f"{100 * (1 - profile.density):.0f} % zeros"
     return dense, source, f"{share} do not pay here ({verb} {times})"

@@ -46,7 +46,7 @@ from .tuning.book import RecordBook, describe_geometry
 from .tuning.job import Job, rotation
 from .tuning.live import Live, Row
 from .tuning.measurer import Candidate, Fleet, Measurer, Outcome, job_folder
-from .tuning.metaschedule import DenseSchedule, search_dense
+from .tuning.metaschedule import search_dense
 from .tuning.result import TaskResult, TuningResult
 from .tuning.search import Ranked, Search
 from .workload import Conv2dGeometry
@@ -240,6 +240,8 @@ def rank(site: WeightSite, profile: SparsityProfile, machine: X86Machine) -> lis
     for template in TEMPLATES:
         if not template.supports(site.workload, machine):
             continue
+        if profile.nnz == profile.size and template.format not in DENSE_FORMATS:
+            continue
         for config in tuning_space(template, site.workload, machine):
             estimate = template.estimate(site.workload, machine, profile, config)
             if math.isfinite(estimate):
@@ -376,26 +378,28 @@ class _Session:
             self._keep(task, candidate, again, trials[candidate.key])
 
     def tune_dense(self, measurer: Measurer, trials: int, end: float, progress: Progress) -> None:
-        """Let MetaSchedule search for what stays dense, and measure what it finds as all else."""
-        tasks = [task for task in self.tasks if _stays_dense(task, self.machine)]
-        shares = _dense_shares(tasks, trials)
-        with progress.phase("MetaSchedule", total=len(shares)) as phase:
+        """Let MetaSchedule search for what stays dense, and keep what it measures as all else."""
+        shares = _dense_shares([t for t in self.tasks if _stays_dense(t, self.machine)], trials)
+        with progress.phase("MetaSchedule", total=sum(share for _, share in shares)) as phase:
             for task, share in shares:
                 if time.monotonic() > end:
                     break
-                phase.step(task.name)
-                found = search_dense(
-                    task.subject.workload, self.target, self.machine, share, measurer=measurer
-                )
-                if found is not None:
-                    self._measure_found(task, found, measurer)
 
-    def _measure_found(self, task: Task, found: DenseSchedule, measurer: Measurer) -> None:
-        candidate = Candidate(METASCHEDULE.name, {"trace": found.trace})
-        with self._job(task) as folder:
-            for _, outcome in measurer.measure(folder, [candidate]):
-                task.search.tell(candidate, outcome)
-                self._keep(task, candidate, outcome, len(task.search.measured))
+                def keep(candidate: Candidate, outcome: Outcome, task: Task = task) -> None:
+                    task.search.tell(candidate, outcome)
+                    self._keep(task, candidate, outcome, len(task.search.measured))
+                    phase.step(task.name)
+
+                # A dense kernel takes the same time with any weight, so that its own will do.
+                search_dense(
+                    task.subject.workload,
+                    self.target,
+                    self.machine,
+                    share,
+                    seed=_schedules_tried(task),
+                    on_outcome=keep,
+                    measurer=measurer,
+                )
 
     def result(self, kept: RecordFile, seconds: float) -> TuningResult:
         """Sum up."""
@@ -469,14 +473,16 @@ class _Session:
 def _stays_dense(task: Task, machine: X86Machine) -> bool:
     """Whether a task's fastest kernel multiplies by zeros, and MetaSchedule may do better."""
     best = task.search.best
-    search = task.search
-    tried = any(search.candidates[key].kernel == METASCHEDULE.name for key in search.measured)
     return (
         best is not None
-        and not tried
         and template_named(best.kernel).format in DENSE_FORMATS
         and bool(METASCHEDULE.supports(task.subject.workload, machine))
     )
+
+
+def _schedules_tried(task: Task) -> int:
+    search = task.search
+    return sum(search.candidates[key].kernel == METASCHEDULE.name for key in search.measured)
 
 
 def _dense_shares(tasks: Sequence[Task], trials: int) -> list[tuple[Task, int]]:
@@ -486,6 +492,7 @@ def _dense_shares(tasks: Sequence[Task], trials: int) -> list[tuple[Task, int]]:
     shares = []
     for task in sorted(tasks, key=lambda t: -stakes[t.name]):
         share = min(trials, round(total * stakes[task.name] / max(sum(stakes.values()), 1e-9)))
+        share -= _schedules_tried(task)
         if share >= min(_FEWEST_DENSE_TRIALS, max(trials, 1)):
             shares.append((task, share))
     return shares

@@ -17,13 +17,14 @@ import onnxruntime
 import pytest
 from tuning_support import misbehaving_worker, small_job, small_model
 from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
+from tvm_sparse.schedules.x86.metaschedule import METASCHEDULE
 from tvm_sparse.schedules.x86.templates import TEMPLATES
 
 import tvm_sparse as ts
 from tvm_sparse import tuner, zoo
 from tvm_sparse.cpu_features import machine_identity
 from tvm_sparse.errors import RecordError, TuningError
-from tvm_sparse.records import read_records
+from tvm_sparse.records import RecordFile, read_records
 from tvm_sparse.tuning.measurer import Candidate, Measurer, job_folder
 
 SLICED = {"nt": 1, "kb": 64, "multiple": 48, "threads": 1, "parts": 1, "share": 1}
@@ -149,6 +150,29 @@ def test_layers_that_are_alike_share_their_measurements(records: Path) -> None:
     assert len(layers) == 12 > len(found.tasks)
     plan = ts.plan(proto, records=records, threads=1)
     assert {decision.source for decision in plan.decisions} == {"record"}
+
+
+def test_what_stays_dense_is_tuned_by_metaschedule_and_built_from_its_record(
+    records: Path,
+) -> None:
+    proto = zoo.single_matmul(48, 32, 24)
+    found = ts.tune(proto, trials=2, dense_trials=6, records=records, threads=1)
+    kept = read_records(records).records
+    schedules = [r for r in kept if r.kernel == METASCHEDULE.name]
+    assert 1 <= len(schedules) <= 6
+    assert found.tasks[0].trials == 2 + len(schedules)
+    assert any(r.ok for r in schedules)
+    again = ts.tune(proto, trials=2, dense_trials=6, records=records, threads=1)
+    assert again.tasks[0].reused >= found.tasks[0].trials
+
+    # A plan by the schedule alone: the trace in the record is all that building needs.
+    best = min((r for r in schedules if r.ok), key=lambda r: r.us or 0)
+    module = ts.compile(proto, records=RecordFile((best,)), threads=1)
+    assert module.report.layers[0].kernel == METASCHEDULE.name
+    x = np.random.default_rng(0).standard_normal(module.inputs[0].shape, np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    want = session.run(None, {module.inputs[0].name: x})[0]
+    np.testing.assert_allclose(module(x), want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 def test_a_kill_in_the_middle_loses_nothing_that_was_measured(tmp_path: Path) -> None:

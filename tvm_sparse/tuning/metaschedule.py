@@ -65,6 +65,7 @@ def search_dense(
     *,
     seed: int = 0,
     on_trials: Callable[[int, float | None], None] | None = None,
+    on_outcome: Callable[[Candidate, Outcome], None] | None = None,
     work_dir: str | os.PathLike[str] | None = None,
     measurer: Measurer | None = None,
 ) -> DenseSchedule | None:
@@ -86,6 +87,8 @@ def search_dense(
         Fixes what is tried first; later choices depend on measured times.
     on_trials : callable, optional
         Called after each measurement with their number, and the best microseconds so far.
+    on_outcome : callable, optional
+        Called after each measurement with what was measured, and what came.
     work_dir : path, optional
         Folder for MetaSchedule's log; without one there is none.
     measurer : Measurer, optional
@@ -118,6 +121,8 @@ def search_dense(
             for index, outcome in measurer.measure(folder, candidates):
                 outcomes[index] = outcome
                 count += 1
+                if on_outcome is not None:
+                    on_outcome(candidates[index], outcome)
                 if outcome.us is not None and (best is None or outcome.us < best[0]):
                     best = outcome.us, texts[index]
                 if on_trials is not None:
