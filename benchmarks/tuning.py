@@ -36,14 +36,13 @@ import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.bench import cpu_name, versions
 from tvm_sparse.calibration import calibrated
-from tvm_sparse.compiler import target_data
 from tvm_sparse.files import write_text
 from tvm_sparse.ops import WeightSite
 from tvm_sparse.planner import decide
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.progress import Progress
 from tvm_sparse.records import read_records
-from tvm_sparse.targets import machine_of, resolve_target
+from tvm_sparse.targets import machine_of, resolve_target, target_data
 from tvm_sparse.tuner import rank
 from tvm_sparse.tuning.book import describe_geometry
 from tvm_sparse.tuning.job import Job, rotation

@@ -72,7 +72,7 @@ print(f"the report is in {folder / 'report.html'}")
 # The machine that compiles need not be the one that runs. TVM's tracker lends machines that run its
 # RPC server; here all of them are this computer. On your boards you would start
 #
-#     python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190          # once, in a trusted network
+#     python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190     # once, in a trusted network
 #     python -m tvm.exec.rpc_server --tracker TRACKER:9190 --key zen5    # on every board
 #     tvm-sparse tune model.onnx --target '{"kind": "llvm", "mcpu": "znver5"}' \
 #         --records zen5.jsonl --tracker TRACKER:9190 --key zen5

@@ -34,7 +34,7 @@ from .records import RecordFile, read_records, weight_digest
 from .report import LayerReport, Report
 from .runtime import CompiledModule
 from .schedules.base import matrix_view
-from .targets import TargetLike, X86Machine, machine_of, resolve_target
+from .targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
 from .tuning.book import RecordBook, history_of
 from .verify import verify
 from .workload import Conv2dGeometry
@@ -297,13 +297,6 @@ def _layer(model: Model, site: WeightSite, profile: SparsityProfile) -> LayerRep
     )
 
 
-def target_data(target: Any) -> dict[str, Any]:
-    """Describe a target by plain data."""
-    return dict(
-        json.loads(json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str))
-    )
-
-
 def _read_plan(source: Plan | str | None) -> Plan | None:
     return source if source is None or isinstance(source, Plan) else Plan.from_json(source)
 
@@ -390,7 +383,12 @@ def _history(
 
 def _reported_config(site: WeightSite, decision: Decision) -> dict[str, Any]:
     fused = site.workload.epilogue.describe()
-    return {**decision.config, **({"fused": fused} if fused else {})}
+    return {**shown_config(decision.config), **({"fused": fused} if fused else {})}
+
+
+def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a configuration what nobody reads: a schedule's steps are in the plan."""
+    return {key: value for key, value in config.items() if key != "trace"}
 
 
 def _checked(

@@ -157,7 +157,7 @@ class _KernelBuilder:
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"layer '{decision.name}': kernel '{decision.kernel}' cannot be built with "
-                f"{dict(decision.config)}: {error}"
+                f"{_shortened(decision.config)}: {error}"
             ) from error
         symbol, function = self._functions[key]
         return packed, KernelCall(symbol, function, template.arguments(workload, packed))
@@ -167,6 +167,14 @@ class _KernelBuilder:
         symbol = next(name for name in names if name not in self._symbols)
         self._symbols.add(symbol)
         return symbol
+
+
+def _shortened(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut long values: a schedule's steps fill pages."""
+    return {
+        key: f"{value[:30]}..." if isinstance(value, str) and len(value) > 40 else value
+        for key, value in config.items()
+    }
 
 
 def _freeze(config: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

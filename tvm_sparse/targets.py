@@ -107,6 +107,15 @@ def _native() -> dict[str, Any]:
     return target
 
 
+def target_data(target: Any) -> dict[str, Any]:
+    """Describe a target by plain data, from which `resolve_target` makes it again."""
+    plain = {
+        str(key): value if isinstance(value, (str, int, float)) else [str(item) for item in value]
+        for key, value in target.attrs.items()
+    }
+    return {"kind": str(target.kind.name), **plain}
+
+
 def machine_of(target: Any, threads: int | None = None) -> X86Machine:
     """Read the vector width of an LLVM x86 target, and count its threads.
 

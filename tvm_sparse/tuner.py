@@ -16,7 +16,7 @@ import numpy as np
 import tvm
 
 from .calibration import calibrated
-from .compiler import load_model, profile_site, target_data, with_threads
+from .compiler import load_model, profile_site, shown_config, with_threads
 from .cpu_features import machine_identity, missing_features, processor_name, required_features
 from .errors import TuningError
 from .model import Model
@@ -41,7 +41,7 @@ from .schedules.lookup import DENSE_FORMATS, template_named
 from .schedules.x86.metaschedule import METASCHEDULE
 from .schedules.x86.spaces import tuning_space
 from .schedules.x86.templates import TEMPLATES
-from .targets import TargetLike, X86Machine, machine_of, resolve_target
+from .targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
 from .tuning.book import RecordBook, describe_geometry
 from .tuning.job import Job, rotation
 from .tuning.live import Live, Row
@@ -452,7 +452,7 @@ class _Session:
                         nnz=task.profile.nnz,
                         format="dense" if kind in DENSE_FORMATS else kind,
                         kernel=best.kernel,
-                        config=dict(best.config),
+                        config=shown_config(best.config),
                         source="record",
                         reason=f"the fastest of {len(task.search.measured)} measured",
                         measured_us=us,

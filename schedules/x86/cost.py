@@ -31,6 +31,10 @@ _PARALLEL_EFFICIENCY = 0.93
 # Cycles from a multiply-add to the next one that needs its result.
 _FMA_LATENCY = 4
 
+# Multiply-adds that could be issued while a column of the mask kernel waits for the one before it,
+# which adds to the same accumulators: fewer than the latency says, since cores run ahead.
+_COLUMN_CHAIN = 3
+
 # Weights of a network that are as large as this one: what does not fit L3 together comes from
 # memory every time.
 _LAYERS_ALIKE = 8
@@ -95,63 +99,63 @@ class Prices:
     """
 
     fma: float = 0.5
-    nonzero: float = 0.6
-    column: float = 0.915
-    load: float = 0.4
-    far_load: float = 0.6
+    nonzero: float = 0.364
+    column: float = 0.553
+    load: float = 0.263
+    far_load: float = 0.37
     loop: float = 3
-    surprise: float = 12
-    mask: float = 1
-    lone_fma: float = 0.77
-    spread: float = 0.8
-    scalar: float = 0.85
-    slice: float = 7.58
-    tile: float = 4.47
-    pack: float = 2.32
-    copy: float = 2.01
-    pad: float = 3
-    store: float = 1.41
-    write: float = 0.7
-    dense_fma: float = 1.2
-    gemv_fma: float = 1.1
-    weight_line: float = 0.3
-    dense_line: float = 5
-    gemv_line: float = 4
-    activation_line: float = 2.5
+    surprise: float = 5
+    mask: float = 0.555
+    lone_fma: float = 0.73
+    spread: float = 0.428
+    scalar: float = 0.553
+    slice: float = 10.5
+    tile: float = 1.55
+    pack: float = 3.18
+    copy: float = 1.64
+    pad: float = 4.41
+    store: float = 3.02
+    write: float = 0.702
+    dense_fma: float = 1.08
+    gemv_fma: float = 1.26
+    weight_line: float = 0.454
+    dense_line: float = 7.8
+    gemv_line: float = 4.79
+    activation_line: float = 1.13
     memory_line: float = 15
     unit: float = 20
     fork: float = 16000
 
 
-# By vector multiply-adds a cycle.
+# By vector multiply-adds a cycle; those for two were fitted to vectors of 256 bits.
 PRICES: dict[int, Prices] = {
     2: Prices(),
     1: Prices(
         fma=0.5,
-        nonzero=0.4,
-        column=0.5,
-        load=0.5,
-        far_load=0.8,
-        loop=1,
-        surprise=15,
-        mask=0.5,
-        lone_fma=1.1,
-        spread=0.8,
-        scalar=0.85,
-        slice=5,
-        tile=3.9,
-        pack=3,
-        copy=3,
-        pad=8,
-        store=3.5,
-        write=0.6,
-        dense_fma=1.1,
-        gemv_fma=1.1,
-        weight_line=0.3,
-        dense_line=5,
-        gemv_line=4,
-        activation_line=2.3,
-        memory_line=15,
+        nonzero=0.507,
+        column=0.1,
+        load=0.574,
+        far_load=0.732,
+        loop=3,
+        surprise=16.6,
+        mask=0.58,
+        lone_fma=1.17,
+        spread=0.624,
+        scalar=0.832,
+        slice=7.74,
+        tile=3.64,
+        pack=3.03,
+        copy=2.86,
+        pad=8.61,
+        store=3.49,
+        write=0.7,
+        dense_fma=1.09,
+        gemv_fma=1.28,
+        weight_line=0.559,
+        dense_line=10.4,
+        gemv_line=4.05,
+        activation_line=2.55,
+        memory_line=19.8,
         unit=20,
     ),
 }
@@ -214,12 +218,14 @@ def _movement(
     assert geometry is not None
     rows, columns = geometry.weight_shape
     packed = float(extent.vectors * columns * parts)
-    activations = _activation_bytes(extent.vectors * lanes, geometry)
+    read, written = _activation_bytes(extent.vectors * lanes, geometry)
+    activations = read + written
+    # What is written was read before, and goes back. Half of L3: others live there, too.
+    beyond = max(0.0, 1 - machine.l3_bytes / 2 / activations)
     moved = {
         "unit": float(extent.panels),
         "activation_line": max(0.0, activations - machine.l2_bytes) / 64,
-        # Half of L3: others live there, too.
-        "memory_line": max(0.0, activations - machine.l3_bytes / 2) / 64,
+        "memory_line": (read + 2 * written) * beyond / 64,
     }
     if isinstance(geometry, MatmulGeometry):
         # A square of vectors is transposed in rounds, each of which exchanges halves.
@@ -239,13 +245,13 @@ def _width(machine: X86Machine) -> float:
     return 0.5 if machine.fma_per_cycle == 1 and machine.lanes < 16 else 1.0
 
 
-def _activation_bytes(columns: int, geometry: Geometry) -> float:
-    """Count the bytes of activations, read and written."""
+def _activation_bytes(columns: int, geometry: Geometry) -> tuple[float, float]:
+    """Count the bytes of activations that are read, and those that are written."""
     if isinstance(geometry, MatmulGeometry):
-        return 4.0 * columns * (geometry.m + geometry.k)
+        return 4.0 * columns * geometry.k, 4.0 * columns * geometry.m
+    images = 4.0 * (geometry.batch or SYMBOLIC_BATCH)
     read = geometry.in_channels * geometry.in_height * geometry.in_width
-    written = geometry.out_channels * geometry.pixels
-    return 4.0 * (geometry.batch or SYMBOLIC_BATCH) * (read + written)
+    return images * read, images * geometry.out_channels * geometry.pixels
 
 
 def _padding_vectors(geometry: Conv2dGeometry, lanes: int) -> float:
@@ -270,24 +276,27 @@ def sparse_events(
     groups = panels * blocks
     loops = groups * masks.loops(min(kb, columns))
     touched = masks.touched * panels * columns
-    # Columns of one row add to the same accumulators, and wait for each other.
     vectors = extent.vectors / extent.panels
-    multiplied = masks.expected(lambda held: max(held * vectors, _chain(machine)))
+    multiplied = masks.expected(lambda held: max(held * vectors, _COLUMN_CHAIN))
     packed_lines = (4 * profile.nnz + 2 * touched + 2 * groups * (1 << mr)) / 64
     return _together(
         _movement(workload, machine, extent, int(config.get("parts", 1))),
         _lines("weight_line", packed_lines, extent.panels, machine),
-        {
-            "fma": extent.panels * panels * columns * multiplied,
-            "nonzero": float(extent.panels * profile.nnz),
-            "column": extent.panels * touched,
-            "load": extent.vectors * touched,
-            "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
-            "loop": extent.panels * loops,
-            "surprise": loops * _unforeseen(loops, extent.panels),
-            "mask": float(extent.panels * (groups << mr)),
-            "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
-        },
+        _as_issued(
+            {
+                "fma": extent.panels * panels * columns * multiplied,
+                "nonzero": float(extent.panels * profile.nnz),
+                "column": extent.panels * touched,
+                "load": extent.vectors * touched,
+                "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
+                "loop": extent.panels * loops,
+                "surprise": loops * _unforeseen(loops, extent.panels),
+                "mask": float(extent.panels * (groups << mr)),
+                "tile": float(extent.vectors * groups * mr if blocks > 1 else 0),
+            },
+            extent.vectors * profile.nnz,
+            machine,
+        ),
     )
 
 
@@ -322,8 +331,22 @@ def sliced_events(
     return _together(
         _movement(workload, machine, extent, int(config.get("parts", 1))),
         _lines("weight_line", packed_lines, extent.panels, machine),
-        counted,
+        _as_issued(counted, extent.vectors * profile.nnz * _width(machine), machine),
     )
+
+
+def _as_issued(counted: dict[str, float], multiplied: float, machine: X86Machine) -> Events:
+    """Add what is missing to the cycles in which the dense kernel issues so many multiply-adds.
+
+    Where nonzeros are few, multiply-adds hide behind all else that they need, and are cheap; a
+    weight with hardly any zeros is bound by them.
+    """
+    prices = prices_of(machine)
+    issued = multiplied / machine.fma_per_cycle * prices.dense_fma
+    missing = issued - cycles(counted, machine)
+    if missing <= 0:
+        return counted
+    return _together(counted, {"fma": missing / prices.fma})
 
 
 # Loop ends that a branch predictor remembers, half of them, from one panel of activations to the
@@ -338,11 +361,6 @@ def _unforeseen(loops: float, panels: int) -> float:
     predictor knows as many as it can remember.
     """
     return 1 + (panels - 1) * loops / (loops + _REMEMBERED_LOOPS)
-
-
-def _chain(machine: X86Machine) -> float:
-    """Multiply-adds that a core could issue while it waits for one."""
-    return float(_FMA_LATENCY * machine.fma_per_cycle)
 
 
 def _far(kb: int, nt: int, machine: X86Machine) -> float:
@@ -479,7 +497,7 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
     padded = math.ceil(rows // groups / mr) * mr
     # Two loads a cycle, and too few accumulators cannot hide the latency of a multiply-add.
     cycles_each = max(1 / machine.fma_per_cycle, (mr + nt) / (mr * nt) / 2)
-    waiting = max(1.0, _chain(machine) / (mr * nt))
+    waiting = max(1.0, _FMA_LATENCY * machine.fma_per_cycle / (mr * nt))
     lines = groups * padded * columns / 16
     return _together(
         _movement(workload, machine, extent, int(config.get("parts", 1))),

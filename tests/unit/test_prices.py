@@ -68,7 +68,7 @@ def priced(**prices):
 def test_prices_that_times_were_made_from_are_found_again():
     found = fit_prices(samples(priced(**OTHER)), MACHINE)
     for name in ("lone_fma", "dense_fma"):
-        assert found[name] == pytest.approx(OTHER[name], rel=0.1)
+        assert found[name] == pytest.approx(OTHER[name], rel=0.15)
     refitted = replace(MACHINE, prices=tuple(found.items()))
     unseen = samples(priced(**OTHER), workloads=[Workload("matmul", MatmulGeometry(384, 320, 64))])
     off = errors_of(unseen, [estimate(sample, refitted) for sample in unseen])

@@ -10,8 +10,7 @@ import numpy as np
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
-from tvm_sparse.compiler import target_data
-from tvm_sparse.targets import machine_of, resolve_target
+from tvm_sparse.targets import machine_of, resolve_target, target_data
 from tvm_sparse.tuning.job import Job, rotation
 from tvm_sparse.workload import MatmulGeometry, Workload
 

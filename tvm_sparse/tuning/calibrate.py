@@ -30,7 +30,7 @@ from ..schedules.base import Config
 from ..schedules.lookup import DENSE_FORMATS, template_named
 from ..schedules.x86.cost import PRICE_NAMES, prices_of
 from ..schedules.x86.templates import TEMPLATES
-from ..targets import TargetLike, X86Machine, machine_of, resolve_target
+from ..targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
 from ..workload import Conv2dGeometry, MatmulGeometry, Workload
 from .core_speed import CoreSpeed, call_microseconds, measure_core
 from .kernel_times import build_timer, shuffled
@@ -79,6 +79,9 @@ _DENSITIES_EACH = 3
 
 # Unevenness of rows and columns: the sigma of the logarithm of their scales, as in trained weights.
 _SPREAD = 0.15
+
+# Compiling a kernel takes as long as measuring it at so many densities.
+_COMPILING = 1.0
 
 # What is known of a price before it is measured, as a share of a kernel's time.
 _PRIOR = 0.1
@@ -197,7 +200,7 @@ def calibrate(
     enough = len({entry.job.workload for entry in measured}) > 2
     found = Calibration(
         machine=machine_identity(),
-        target=_target_data(resolved),
+        target=target_data(resolved),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         gigahertz=round(machine.gigahertz, 4),
         core=core,
@@ -225,7 +228,7 @@ def calibration_path(machine: str, target: Any) -> Path:
     target : tvm.target.Target
         What is compiled for.
     """
-    key = json.dumps([machine, _target_data(target)], sort_keys=True)
+    key = json.dumps([machine, target_data(target)], sort_keys=True)
     name = f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     home = os.environ.get("TVM_SPARSE_HOME")
     if home:
@@ -259,7 +262,7 @@ def load_calibration(machine: str, target: Any) -> Calibration | None:
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         _warn_of(path, f"{type(error).__name__} {error}")
         return None
-    if found.machine != machine or dict(found.target) != _target_data(target):
+    if found.machine != machine or dict(found.target) != target_data(target):
         return None
     return found
 
@@ -315,19 +318,12 @@ def _share(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _target_data(target: Any) -> dict[str, Any]:
-    """Describe a target by plain data."""
-    text = json.dumps({"kind": target.kind.name, **dict(target.attrs)}, default=str)
-    return dict(json.loads(text))
-
-
 def _known_prices(machine: X86Machine, core: CoreSpeed) -> tuple[tuple[str, float], ...]:
     """Return the prices that follow from what the core can do."""
     cycles = machine.gigahertz * 64
     known = {
         "activation_line": cycles / core.l3_gbytes,
-        # Lines that are written are read before, too: between one and two of them a line.
-        "memory_line": 1.5 * cycles / core.memory_gbytes,
+        "memory_line": cycles / core.memory_gbytes,
     }
     if core.fork_us is not None:
         known["fork"] = core.fork_us * machine.gigahertz * 1e3
@@ -401,7 +397,7 @@ def _workloads() -> list[Workload]:
 
 
 def _most_telling_first(jobs: Sequence[_Job], machine: X86Machine) -> list[_Job]:
-    """Order jobs so that each tells most of what those before it left open.
+    """Order jobs so that each tells most, for the time it takes, of what those before left open.
 
     Greedy D-optimal design: the next job is the one that adds most to the logarithm of the
     determinant of the information matrix (V. V. Fedorov, "Theory of Optimal Experiments", 1972).
@@ -418,7 +414,9 @@ def _most_telling_first(jobs: Sequence[_Job], machine: X86Machine) -> list[_Job]
     left, ordered = list(range(len(jobs))), []
     while left:
         gains = [
-            np.linalg.slogdet(np.eye(len(rows[i])) + rows[i] @ unknown @ rows[i].T)[1] for i in left
+            np.linalg.slogdet(np.eye(len(rows[i])) + rows[i] @ unknown @ rows[i].T)[1]
+            / (_COMPILING + len(rows[i]))
+            for i in left
         ]
         best = left.pop(int(np.argmax(gains)))
         ordered.append(jobs[best])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..schedules.x86.metaschedule import METASCHEDULE, trace_text, unscheduled
-from ..targets import X86Machine
+from ..targets import X86Machine, target_data
 from ..workload import Workload
 from .job import ROTATION, Job
 from .measurer import Candidate, Measurer, Outcome, job_folder
@@ -154,7 +154,7 @@ class _Evolution:
 
         self._ms = meta_schedule
         self._target = tvm.target.Target(
-            {**_attributes(target), "num-cores": max(1, workload.threads)}
+            {**target_data(target), "num-cores": max(1, workload.threads)}
         )
         batch = min(_BATCH, trials)
         population = min(_POPULATION, 8 * trials)
@@ -245,14 +245,6 @@ def _context(
     return context
 
 
-def _attributes(target: Any) -> dict[str, Any]:
-    plain = {
-        key: list(value) if not isinstance(value, (str, int, float)) else value
-        for key, value in target.attrs.items()
-    }
-    return {"kind": target.kind.name, **plain}
-
-
 def _rules(machine: X86Machine, threads: int) -> list[Any]:
     """Return MetaSchedule's rules for CPUs, with two differences.
 
@@ -314,7 +306,7 @@ def _random_job(workload: Workload, target: Any, machine: X86Machine, seed: int)
     return Job(
         workload,
         machine,
-        _attributes(target),
+        target_data(target),
         [rng.standard_normal((rows, columns), np.float32) for _ in range(count)],
         [rng.standard_normal(rows, np.float32) for _ in range(workload.epilogue.channels)],
     )

@@ -22,6 +22,7 @@ FLOORS: Mapping[str, float] = {
     "load": 0.2,
     "far_load": 0.2,
     "loop": 3.0,
+    "surprise": 5.0,
     "mask": 0.5,
     "lone_fma": 0.5,
     "slice": 5.0,
@@ -39,7 +40,7 @@ _CEILING = 20.0
 
 # A price that is off by all of it counts as much as a kernel that is off by this share: the prices
 # at hand decide what the measurements leave open, and everything where there are none.
-_PULL = 0.1
+_PULL = 0.2
 # Rounds of reweighting: what is further off than most counts less, be it a disturbed measurement or
 # a kernel that the events do not describe.
 _ROUNDS = 5
