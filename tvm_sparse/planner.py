@@ -312,7 +312,7 @@ def decide(
     assert choice is not None
     chosen, source, reason = choice
     candidates = measured or estimated
-    if book is not None and source == "model":
+    if book is not None and source == "model" and profile.nnz < profile.size:
         hinted = _hinted(site, profile, machine, book, chosen)
         if hinted is not None:
             chosen, source, reason = hinted[0], "record", hinted[1]
