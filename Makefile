@@ -13,7 +13,7 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels clean help
+.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-tuning clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make bench       compare with other runtimes; rewrites the table of README.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
+	@echo "make bench-tuning  tune networks and walk whole spaces; rewrites the figures of docs/tuning.md"
 	@echo "make clean       remove everything that these targets made"
 
 demo:
@@ -82,6 +83,12 @@ bench-kernels: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/kernels.py
 	$(TEST)/bin/python benchmarks/plot_kernels.py
 	$(TEST)/bin/python benchmarks/kernels_page.py
+
+# An hour of the same.
+bench-tuning: $(TEST)/ready
+	$(TEST)/bin/python benchmarks/tuning.py models
+	$(TEST)/bin/python benchmarks/tuning.py walk
+	$(TEST)/bin/python benchmarks/tuning.py page
 
 clean:
 	rm -rf $(DEMO) $(TEST) build dist benchmarks/bars/build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
