@@ -157,16 +157,19 @@ def tune(options: argparse.Namespace) -> None:
 def calibrate(options: argparse.Namespace) -> None:
     """Measure what this machine can do, for the plans that are made on it."""
     from .progress import Progress
+    from .records import read_records
     from .tuning.calibrate import calibrate as measure
 
     if options.output:
         _check_writable(options.output)
+    records = read_records(options.records) if options.records else None
     found = measure(
         options.target,
         seconds=options.seconds,
         threads=options.threads,
         progress=Progress(),
         path=options.output,
+        records=records,
     )
     print(found)
     if not options.output:
@@ -588,6 +591,9 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     _target(parser)
     parser.add_argument(
         "--seconds", type=_argument(_read_seconds), default=60.0, metavar="S", help="60 by default"
+    )
+    parser.add_argument(
+        "--records", metavar="FILE", help="tuning records of this machine, to learn from as well"
     )
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write here instead of where plans look"

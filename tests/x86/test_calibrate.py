@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tuning_support import small_model
 from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.schedules.x86.cost import PRICE_NAMES
 
+import tvm_sparse as ts
 from tvm_sparse.calibration import calibrated
 from tvm_sparse.cpu_features import machine_identity
 from tvm_sparse.errors import TargetError
 from tvm_sparse.profile import profile_weight
+from tvm_sparse.records import RecordFile, read_records
 from tvm_sparse.targets import machine_of, resolve_target
 from tvm_sparse.tuning import calibrate as module
 from tvm_sparse.tuning.calibrate import calibrate, calibration_path, load_calibration
@@ -150,3 +153,19 @@ def test_the_first_kernels_tell_of_every_template():
     assert len({id(job) for job in jobs}) == len(jobs)
     first = {job.template for job in jobs[:20]}
     assert first >= {"register_tile", "sliced_rows", "dense_panels", "gemv"}
+
+
+def test_what_tuning_measured_on_this_machine_is_learned_from(tmp_path):
+    path = tmp_path / "records.jsonl"
+    ts.tune(small_model(), trials=4, records=path, threads=1)
+    file = read_records(path)
+    kernels = {record.key for record in file.records if record.ok}
+    found = calibrate(seconds=0.5, path=tmp_path / "calibration.json", records=file)
+    assert len(kernels) == 4 < found.samples
+
+    elsewhere = [
+        replace(record, subject=replace(record.subject, machine="another"))
+        for record in file.records
+    ]
+    assert len(module._recorded(file, TARGET)) == 4
+    assert not module._recorded(RecordFile(tuple(elsewhere)), TARGET)

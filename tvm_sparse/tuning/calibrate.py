@@ -26,9 +26,11 @@ from ..errors import TargetError
 from ..files import write_text
 from ..profile import SparsityProfile, profile_weight
 from ..progress import SILENT, Progress
+from ..records import RecordFile, code_digest
 from ..schedules.base import Config
 from ..schedules.lookup import DENSE_FORMATS, template_named
 from ..schedules.x86.cost import PRICE_NAMES, prices_of
+from ..schedules.x86.metaschedule import METASCHEDULE
 from ..schedules.x86.templates import TEMPLATES
 from ..targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
 from ..workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -154,6 +156,7 @@ def calibrate(
     threads: int | None = None,
     progress: Progress | None = None,
     path: str | os.PathLike[str] | None = None,
+    records: RecordFile | None = None,
 ) -> Calibration:
     """Measure this machine, and write what was found where plans look for it.
 
@@ -169,6 +172,9 @@ def calibrate(
         Shows how far it is.
     path : path, optional
         Where to write instead, `calibration_path` by default.
+    records : RecordFile, optional
+        Tuning records: what was measured on this machine for this target joins what is measured
+        now.
 
     Raises
     ------
@@ -195,6 +201,7 @@ def calibrate(
                 break
             phase.step(job.describe())
             measured += _measure(job, machine, resolved)
+        measured += _recorded(records, resolved)
         phase.step("fit")
         prices, errors = _fit(measured, machine)
     enough = len({entry.job.workload for entry in measured}) > 2
@@ -435,6 +442,27 @@ def _measure(job: _Job, machine: X86Machine, target: Any) -> list[_Measured]:
         now = time.perf_counter()
         found.append(_Measured(job, density, us, now - started))
         started = now
+    return found
+
+
+def _recorded(records: RecordFile | None, target: Any) -> list[_Measured]:
+    """Take over what tuning measured on one thread, by kernels that the cost model describes.
+
+    A record tells how dense its weight was, not where its nonzeros lay: those are drawn again.
+    """
+    latest = {record.key: record for record in records.records} if records else {}
+    machine, code, data = machine_identity(), code_digest(), target_data(target)
+    found = []
+    for record in latest.values():
+        subject = record.subject
+        trusted = (subject.machine, subject.code, dict(subject.target)) == (machine, code, data)
+        known = [t for t in TEMPLATES if t.name == record.kernel and t.name != METASCHEDULE.name]
+        if not (record.ok and trusted and known and subject.workload.threads == 1):
+            continue
+        dense = known[0].format in DENSE_FORMATS
+        density = 1.0 if dense else round(subject.statistics.density, 3)
+        job = _Job(subject.workload, record.kernel, record.config, (density,))
+        found.append(_Measured(job, density, float(record.us or 0), 0.0))
     return found
 
 
