@@ -73,6 +73,26 @@ def test_finalists_run_against_each_other_on_one_machine() -> None:
     assert all(o.samples >= 5 and (o.us or 0) > 0 for o in outcomes)
 
 
+def test_the_folder_of_the_sources_does_not_hide_the_installed_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with job_folder(small_job()) as folder, Measurer(1) as measurer:
+        assert dict(measurer.measure(folder, [sliced(4)]))[0].status == "ok"
+
+
+def test_a_worker_that_cannot_start_is_no_candidates_fault(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text("raise SystemExit('there is no room for me')\n")
+    program = [sys.executable, str(script)]
+    with (
+        job_folder(small_job()) as folder,
+        Measurer(1, program=program) as measurer,
+        pytest.raises(TuningError, match=r"does not start.*there is no room for me"),
+    ):
+        list(measurer.measure(folder, [sliced(4)]))
+
+
 def test_a_tuned_model_is_planned_by_its_records(records: Path) -> None:
     model = small_model()
     found = ts.tune(model, trials=6, records=records, threads=1)

@@ -29,6 +29,11 @@ from .job import Job
 TRIAL_TIMEOUT = 40.0
 _MEASURE_SECONDS = 0.25
 _RACE_SECONDS = 1.5
+# The folder that a process is started in must not hide the installed package from it.
+_PROGRAM = (
+    "import sys; sys.path[:] = filter(None, sys.path); "
+    "from tvm_sparse.tuning.worker import main; main()"
+)
 # Loading TVM takes seconds, on a busy machine many.
 _START_TIMEOUT = 120.0
 # A trial that loses its machine this often is blamed for it.
@@ -145,21 +150,38 @@ class _Process:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
         self._pending = b""
+        self._errors: Any = None
 
     def ask(self, folder: Path, command: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """Send a command about a job and wait for the answer."""
         if self._process is None:
             self._start()
         if self._folder != folder:
-            self._say({"do": "open", "folder": str(folder)})
-            self._hear(_START_TIMEOUT)
-            self._folder = folder
+            self._open(folder)
         self._say(command)
         if "tracker" in command:
             answer = self._borrowed()
             if answer["status"] != "borrowed":
                 return answer
         return self._hear(timeout)
+
+    def _open(self, folder: Path) -> None:
+        """Show a job to the worker; what fails here is no candidate's fault."""
+        try:
+            self._say({"do": "open", "folder": str(folder)})
+            answer = self._hear(_START_TIMEOUT)
+        except _Silent as silence:
+            raise TuningError(
+                f"the process that measures does not start ({silence}): {self._last_words()}"
+            ) from None
+        if answer["status"] != "ok":
+            raise TuningError(f"the process that measures cannot begin: {answer['message']}")
+        self._folder = folder
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it says nothing"
 
     def _borrowed(self) -> dict[str, Any]:
         try:
@@ -174,12 +196,13 @@ class _Process:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
         }
+        self._errors = tempfile.TemporaryFile()
         # The terminal's Ctrl-C is for the parent, which ends its workers itself.
         self._process = subprocess.Popen(
             list(self.program),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             env=environment,
             start_new_session=True,
         )
@@ -252,7 +275,7 @@ class Measurer:
         threads: int,
         fleet: Fleet | None = None,
         timeout: float = TRIAL_TIMEOUT,
-        program: Sequence[str] = (sys.executable, "-m", "tvm_sparse.tuning.worker"),
+        program: Sequence[str] = (sys.executable, "-c", _PROGRAM),
     ) -> None:
         self.threads, self.fleet, self.timeout = threads, fleet, timeout
         self.width = fleet.count() if fleet else 1
@@ -301,7 +324,7 @@ class Measurer:
     ) -> Iterator[tuple[int, Outcome]]:
         """Let every worker take the next trial; give those of lost machines back."""
         waiting: queue.Queue[tuple[int, int]] = queue.Queue()
-        finished: queue.Queue[tuple[int, Outcome]] = queue.Queue()
+        finished: queue.Queue[tuple[int, Outcome] | TuningError] = queue.Queue()
         for index in range(len(candidates)):
             waiting.put((index, 1))
         done, without = threading.Event(), _Count()
@@ -312,7 +335,11 @@ class Measurer:
                     index, attempt = waiting.get(timeout=0.05)
                 except queue.Empty:
                     continue
-                outcome = self._try(process, folder, candidates[index])
+                try:
+                    outcome = self._try(process, folder, candidates[index])
+                except TuningError as error:
+                    finished.put(error)
+                    return
                 if outcome.status == "no device":
                     without.up()
                     waiting.put((index, attempt))
@@ -329,10 +356,14 @@ class Measurer:
         try:
             while left:
                 try:
-                    yield finished.get(timeout=0.5)
-                    left -= 1
+                    found = finished.get(timeout=0.5)
                 except queue.Empty:
                     self._give_up_without(without.value)
+                    continue
+                if isinstance(found, TuningError):
+                    raise found
+                yield found
+                left -= 1
         finally:
             done.set()
 
