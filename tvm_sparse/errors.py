@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def last_line(error: BaseException) -> str:
+    """Return what a long message ends in, as TVM writes them, or else the error's kind."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1]
+
+
 class SparseError(Exception):
     """Base of every error raised on purpose; its message is one sentence for a person."""
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -254,10 +254,7 @@ def _resume(task: Task, kept: RecordFile) -> None:
     key = task.subject.key
     latest = {r.key: r for r in kept.records if r.subject.key == key}
     for record in sorted(latest.values(), key=lambda r: r.trial):
-        outcome = Outcome(
-            record.status, record.us, record.low_us, record.high_us, record.samples,
-            record.error_share, record.message, record.seconds,
-        )  # fmt: skip
+        outcome = Outcome(**{field.name: getattr(record, field.name) for field in fields(Outcome)})
         task.search.tell(Candidate(record.kernel, dict(record.config)), outcome)
         task.reused += 1
 
@@ -334,20 +331,18 @@ class _Session:
             live.step(task.name)
 
     def _keep(self, task: Task, candidate: Candidate, outcome: Outcome, trial: int) -> None:
+        told = replace(
+            outcome,
+            message=outcome.message or _noise(outcome),
+            seconds=round(outcome.seconds, 3),
+        )
         record = TuningRecord(
             task.subject,
             candidate.kernel,
             dict(candidate.config),
-            outcome.status,
-            outcome.us,
-            outcome.low_us,
-            outcome.high_us,
-            outcome.samples,
-            outcome.error_share,
-            outcome.message or _noise(outcome),
-            trial,
-            round(outcome.seconds, 3),
-            datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **asdict(told),
+            trial=trial,
+            when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         append_records(self.path, [record])
         self.records.append(record)
@@ -370,10 +365,7 @@ class _Session:
         trials = {k: number for number, k in enumerate(search.measured, 1)}
         for candidate, outcome in zip(finalists, outcomes or [], strict=False):
             before = search.measured[candidate.key]
-            again = Outcome(
-                "ok", outcome.us, outcome.low_us, outcome.high_us, outcome.samples,
-                before.error_share, seconds=before.seconds,
-            )  # fmt: skip
+            again = replace(outcome, error_share=before.error_share, seconds=before.seconds)
             search.tell(candidate, again)
             self._keep(task, candidate, again, trials[candidate.key])
 

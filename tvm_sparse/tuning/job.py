@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..records import workload_from
+from ..schedules.x86.cost import SYMBOLIC_BATCH, SYMBOLIC_TOKENS
 from ..targets import X86Machine
 from ..workload import Conv2dGeometry, MatmulGeometry, Workload
-
-# What a symbolic number of tokens or images is measured at: what the cost model assumes too.
-SYMBOLIC_TOKENS = 128
-SYMBOLIC_BATCH = 1
 
 # Weights that are called in turn, as in a network: with one alone the branch predictor learns its
 # loops by heart and its bytes stay in the caches. Small ones stay in L2 even so; there it matters
@@ -76,7 +73,7 @@ class Job:
 
     @property
     def concrete(self) -> MatmulGeometry | Conv2dGeometry:
-        """The geometry that is measured: symbolic sizes have a number."""
+        """The geometry that is measured: symbolic sizes are what the cost model assumes."""
         geometry = self.workload.geometry
         if isinstance(geometry, MatmulGeometry):
             return replace(geometry, n=geometry.n or SYMBOLIC_TOKENS)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import TuningError
+from ..errors import TuningError, last_line
 from .job import Job
 
 # Seconds after which a candidate is given up, and those that one is timed at most.
@@ -108,9 +108,8 @@ class Fleet:
             socket.create_connection((self.host, self.port), _CONNECT_TIMEOUT).close()
             summary = rpc.connect_tracker(self.host, self.port).summary()
         except (RuntimeError, OSError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise TuningError(
-                f"the tracker {self.host}:{self.port} cannot be reached: {lines[-1]}"
+                f"the tracker {self.host}:{self.port} cannot be reached: {last_line(error)}"
             ) from None
         servers = [s for s in summary["server_info"] if s["key"] == f"server:{self.key}"]
         if not servers:

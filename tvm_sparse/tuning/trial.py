@@ -20,7 +20,7 @@ import numpy as np
 
 from ..check import compare, dot_bound
 from ..epilogue_reference import evaluate64
-from ..errors import TuningError
+from ..errors import TuningError, last_line
 from ..float64 import ConvAttributes, conv2d64, matmul64
 from ..formats import FORMATS
 from ..schedules.lookup import template_named
@@ -189,8 +189,7 @@ class Bench:
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             if not self.device.may_be_lost:
                 raise
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise DeviceLostError(f"the device was lost: {lines[-1]}") from error
+            raise DeviceLostError(f"the device was lost: {last_line(error)}") from error
 
     def prepare(self, kernel: str, config: Mapping[str, Any]) -> Prepared:
         """Build a candidate, run it once and check its result.

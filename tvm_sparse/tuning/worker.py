@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import SparseError
+from ..errors import SparseError, last_line
 from .job import Job
 from .trial import (
     Bench,
@@ -101,8 +101,7 @@ class Worker:
         try:
             device = LentDevice(**tracker)
         except (RuntimeError, OSError, EOFError, ValueError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise NoDeviceError(lines[-1]) from error
+            raise NoDeviceError(last_line(error)) from error
         self.say({"status": "borrowed"})
         try:
             bench.use(device)
