@@ -75,6 +75,9 @@ class Search:
     measured: dict[str, Outcome] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
     history: list[tuple[int, float]] = field(default_factory=list)
+    # Replaced as a whole after each trial and never changed: the live table reads it from another
+    # thread than the one that measures.
+    _fastest: dict[bool, tuple[float, Candidate]] = field(default_factory=dict)
     _sampler: Any = None
     _stale: int = 0
 
@@ -111,32 +114,34 @@ class Search:
     @property
     def best(self) -> Candidate | None:
         """The fastest candidate so far."""
-        # A copy: what is shown live is asked for by another thread than the one that measures.
-        times = {k: o.us for k, o in list(self.measured.items()) if o.us is not None}
-        if not times:
-            return None
-        key = min(times, key=lambda k: times[k])
-        return self.candidates[key]
+        fastest = self._fastest_of_all()
+        return fastest[1] if fastest else None
 
     @property
     def best_us(self) -> float | None:
         """Its time."""
-        times = [o.us for o in list(self.measured.values()) if o.us is not None]
-        return min(times, default=None)
+        fastest = self._fastest_of_all()
+        return fastest[0] if fastest else None
 
     def best_of(self, dense: bool) -> tuple[Candidate, float] | None:
         """Return the fastest dense, or the fastest sparse candidate."""
-        found = []
-        for key, outcome in list(self.measured.items()):
-            candidate = self.candidates[key]
+        fastest = self._fastest.get(dense)
+        return (fastest[1], fastest[0]) if fastest else None
+
+    def _fastest_of_all(self) -> tuple[float, Candidate] | None:
+        return min(self._fastest.values(), key=lambda pair: pair[0], default=None)
+
+    def _fastest_by_kind(self) -> dict[bool, tuple[float, Candidate]]:
+        """Find the fastest dense (True) and the fastest sparse candidate (False)."""
+        found: dict[bool, tuple[float, Candidate]] = {}
+        for key, outcome in self.measured.items():
             if outcome.us is None:
                 continue
-            if (template_named(candidate.kernel).format in DENSE_FORMATS) == dense:
-                found.append((outcome.us, candidate))
-        if not found:
-            return None
-        us, candidate = min(found, key=lambda pair: pair[0])
-        return candidate, us
+            candidate = self.candidates[key]
+            dense = template_named(candidate.kernel).format in DENSE_FORMATS
+            if dense not in found or outcome.us < found[dense][0]:
+                found[dense] = (outcome.us, candidate)
+        return found
 
     @property
     def done(self) -> bool:
@@ -189,6 +194,7 @@ class Search:
         is_new = candidate.key not in self.measured
         self.candidates.setdefault(candidate.key, candidate)
         self.measured[candidate.key] = outcome
+        self._fastest = self._fastest_by_kind()
         if self._sampler is not None:
             self._sampler.tell(candidate.key, outcome.us)
         after = self.best_us
