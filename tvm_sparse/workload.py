@@ -18,8 +18,7 @@ class MatmulGeometry:
         Product of all leading dimensions of the activations; None when it is symbolic.
     layout : str
         How the activations lie: "rows" is [n, k] and [n, m]; "panels" is what kernels work on,
-        [panels, k + 1, width], zeros in the last row, and [panels, m, width], the width being
-        that of the kernel's tile.
+        `tvm_sparse.panels.Panels` as wide as the kernel's tile.
     """
 
     m: int

@@ -17,11 +17,12 @@ from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
 from ...workload import Conv2dGeometry, Epilogue
-from ..epilogue import emit_epilogue, is_long
+from ..epilogue import emit_epilogue
 from ..vectors import Vectors
 from .matmul_io import argument, flat
 from .packed_panel import PackedPanel
 from .register_tile import RegisterTile
+from .tile_store import store_tile
 
 
 class ConvIO:
@@ -202,30 +203,17 @@ class ConvIO:
                     with B.serial(0, self.copies[0]) as i:
                         copy_taps(i, [tap])
 
-    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
+    def sums(self, rows: int, width: int, first: Any) -> tuple[Any, Any]:
         """Reserve a buffer of their own: results go straight to the image."""
-        return B.alloc_buffer((size,), "float32", scope="global"), 0
+        return B.alloc_buffer((rows * width,), "float32", scope="global"), 0
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Apply the epilogue and store each row's run of pixels, masked at the end of the image."""
-        g = self.geometry
-        if is_long(self.epilogue):
-            scratch = B.alloc_buffer((tile.mr * tile.width,), "float32", scope="global")
-            order = B.alloc_buffer((tile.mr,), "int32", scope="global")
-            tile.write(scratch, lambda r: r * tile.width)
-            for r, row in enumerate(rows):
-                B.buffer_store(order, row, [r])
-            with B.serial(0, tile.mr) as r:
-                row = order[r]
-                with B.If(row < g.out_channels), B.Then():
-                    self._store_run(tile.width, row, image, first, scratch, r * tile.width)
-            return
-        for r, row in enumerate(rows):
-            if g.out_channels % tile.mr:
-                with B.If(row < g.out_channels), B.Then():
-                    self._store_run(tile.width, row, image, first, tile.acc[r], None)
-            else:
-                self._store_run(tile.width, row, image, first, tile.acc[r], None)
+
+        def store_row(row: Any, values: Any, offset: Any) -> None:
+            self._store_run(tile.width, row, image, first, values, offset)
+
+        store_tile(tile, rows, self.geometry.out_channels, self.epilogue, store_row)
 
     def _store_run(
         self, width: int, row: Any, image: Any, first: Any, values: Any, offset: Any

@@ -227,6 +227,8 @@ def _movement(
         "activation_line": max(0.0, activations - machine.l2_bytes) / 64,
         "memory_line": (read + 2 * written) * beyond / 64,
     }
+    if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
+        return {**moved, "write": float(extent.vectors * rows)}
     if isinstance(geometry, MatmulGeometry):
         # A square of vectors is transposed in rounds, each of which exchanges halves.
         rounds = max(1.0, math.log2(lanes)) / 4 * _width(machine)

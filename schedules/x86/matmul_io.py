@@ -118,7 +118,7 @@ class MatmulIO:
         for i, column in enumerate(v.transpose([row(i) for i in range(v.lanes)])):
             v.store(panel, column, ((square * v.lanes + i) * nt + j) * v.lanes)
 
-    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
+    def sums(self, rows: int, width: int, first: Any) -> tuple[Any, Any]:
         """Sum up where the results will be."""
         return self.result, 0
 

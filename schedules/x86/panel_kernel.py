@@ -8,7 +8,7 @@ it. What differs between operators is how a panel is packed and how results are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
+from ...panels import Tiles, split_evenly
 from ..vectors import Vectors
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .register_tile import RegisterTile
@@ -27,37 +28,13 @@ Weight = MaskedWeight | SlicedWeight | DenseWeight
 Share = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Tiles:
-    """Panels of activations: `full` of width `nt` vectors, then `rest` of `nt_rest` vectors.
-
-    The counts are Python integers, or TIR expressions where the number of columns is symbolic.
-    """
-
-    nt: int
-    full: Any
-    nt_rest: int
-    rest: Any
-
-    @property
-    def total(self) -> Any:
-        """Number of panels."""
-        return self.full + self.rest
-
-
 def split_columns(columns: Any, nt: int, lanes: int) -> Tiles:
-    """Cover `columns` by as few panels of at most `nt` vectors as it takes.
+    """Cover `columns` by panels of at most `nt` vectors.
 
-    A known number is shared out evenly, since a narrow panel costs nearly as much as a wide one and
-    threads get equal work; a symbolic one ends in panels of one vector.
+    A known number is shared out evenly; a symbolic one ends in panels of one vector.
     """
     if isinstance(columns, int):
-        vectors = -(-columns // lanes)
-        panels = max(1, -(-vectors // nt))
-        narrow, wider = divmod(vectors, panels)
-        if not wider:
-            return Tiles(narrow, panels, narrow, 0)
-        return Tiles(narrow + 1, wider, narrow, panels - wider)
+        return split_evenly(columns, nt, lanes)
     width = nt * lanes
     full = T.floordiv(columns, width)
     return Tiles(nt, full, 1, T.floordiv(columns - full * width + lanes - 1, lanes))
@@ -96,8 +73,8 @@ class PanelIO(Protocol):
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """Emit what one unit of work needs before its first block."""
 
-    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
-        """Return a buffer, and where in it the unit's rows lie between blocks of columns."""
+    def sums(self, rows: int, width: int, first: Any) -> tuple[Any, Any]:
+        """Return a buffer of rows, and where in it the unit's lie between blocks of columns."""
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Emit the final store of a register tile."""
@@ -222,7 +199,7 @@ def _emit_unit(
     splits = len(shape.splits) - 1
     tile_index = unit if splits == 1 else T.floordiv(unit, splits)
 
-    def emit(nt: int, first: Any) -> None:
+    def emit(first: Any, nt: int) -> None:
         if splits == 1:
             _emit_rows(shape, io, weight, args, nt, image, first, shape.splits[0], shape.splits[1])
             return
@@ -231,19 +208,24 @@ def _emit_unit(
             with B.If(part == index), B.Then():
                 _emit_rows(shape, io, weight, args, nt, image, first, low, high)
 
-    width, narrow = tiles.nt * shape.lanes, tiles.nt_rest * shape.lanes
+    emit_tile(tiles, shape.lanes, tile_index, emit)
+
+
+def emit_tile(tiles: Tiles, lanes: int, index: Any, emit: Callable[[Any, int], None]) -> None:
+    """Emit what works on one panel, `emit`(first column, vectors), for either width."""
+    width, narrow = tiles.nt * lanes, tiles.nt_rest * lanes
     wide_only = isinstance(tiles.rest, int) and tiles.rest == 0
     narrow_only = isinstance(tiles.full, int) and tiles.full == 0
     if wide_only:
-        emit(tiles.nt, tile_index * width)
+        emit(index * width, tiles.nt)
     elif narrow_only:
-        emit(tiles.nt_rest, tile_index * narrow)
+        emit(index * narrow, tiles.nt_rest)
     else:
-        with B.If(tile_index < tiles.full):
+        with B.If(index < tiles.full):
             with B.Then():
-                emit(tiles.nt, tile_index * width)
+                emit(index * width, tiles.nt)
             with B.Else():
-                emit(tiles.nt_rest, tiles.full * width + (tile_index - tiles.full) * narrow)
+                emit(tiles.full * width + (index - tiles.full) * narrow, tiles.nt_rest)
 
 
 def _emit_rows(
@@ -261,7 +243,7 @@ def _emit_rows(
     vectors = Vectors(shape.lanes)
     width = nt * shape.lanes
     io.begin_unit((low[0], high[0]), first, nt)
-    sums, origin = io.sums(shape.tallest * width, first) if shape.blocks > 1 else (None, 0)
+    sums, origin = io.sums(shape.tallest, width, first) if shape.blocks > 1 else (None, 0)
     with B.serial(0, shape.blocks) as block:
         x, offset = io.block_of(image, first, nt, block)
         with B.serial(low[1], high[1]) as row_panel:

@@ -1,8 +1,7 @@
 """Matmul between layers that keep their activations in panels: nothing is transposed.
 
-A panel holds `nt` vectors of tokens side by side, feature by feature: X [panels][k + 1][width] in,
-Y [panels][m][width] out. The row behind the last feature holds zeros, which padding in a weight
-names. Tokens behind the last are computed like any other and mean nothing.
+`tvm_sparse.panels` describes the layout. The row of zeros behind the last feature is what padding
+in a weight names. Tokens behind the last are computed like any other and mean nothing.
 """
 
 from __future__ import annotations
@@ -12,29 +11,28 @@ from typing import Any
 
 from tvm.tirx.script import builder as B
 
+from ...panels import Panels
 from ...workload import Epilogue, MatmulGeometry
 from ..epilogue import emit_epilogue
 from ..vectors import Vectors
-from .matmul_io import argument, flat
-from .panel_kernel import PanelShape
+from .matmul_io import argument
 from .register_tile import RegisterTile
+from .tile_store import store_tile
 
 
 class PanelsIO:
-    """X [panels][k + 1][width] in, Y [panels][m][width] out."""
+    """Flat panels of k features in, of m features out."""
 
     def __init__(
-        self, geometry: MatmulGeometry, epilogue: Epilogue, lanes: int, shape: PanelShape
+        self, geometry: MatmulGeometry, epilogue: Epilogue, panels: Panels, mr: int, kb: int
     ) -> None:
-        assert geometry.n is not None
-        self.geometry, self.epilogue = geometry, epilogue
-        self.vectors, self.kb, self.width = Vectors(lanes), shape.kb, shape.nt * lanes
-        self.every_slot_is_a_row = geometry.m % shape.mr == 0
-        self.panels = -(-geometry.n // self.width)
+        self.geometry, self.epilogue, self.panels = geometry, epilogue, panels
+        self.vectors, self.kb = Vectors(panels.lanes), kb
+        self.every_slot_is_a_row = geometry.m % mr == 0
 
     def declare_input(self) -> None:
         """Declare x."""
-        self.x = argument("x", (self.panels, self.geometry.k + 1, self.width))
+        self.x = argument("x", (self.panels.size(self.geometry.k),))
 
     def declare_output(self) -> None:
         """Declare the epilogue's vectors [m] and tensors (the shape of y), and y."""
@@ -42,18 +40,16 @@ class PanelsIO:
         self.channels = [
             B.arg(f"channel{i}", B.Buffer((m,), "float32")) for i in range(count.channels)
         ]
-        shape = (self.panels, m, self.width)
+        shape = (self.panels.size(m),)
         self.tensors = [argument(f"tensor{i}", shape) for i in range(count.tensors)]
         self.y = argument("y", shape)
 
     def open_views(self) -> None:
-        """Alias x, the tensors and y as flat buffers."""
-        self.x, self.y = flat(self.x), flat(self.y)
-        self.tensors = [flat(tensor) for tensor in self.tensors]
+        """All tensors are flat."""
 
     def columns(self) -> Any:
-        """Count the tokens, those behind the last included."""
-        return self.panels * self.width
+        """Count the tokens."""
+        return self.panels.tokens
 
     def images(self) -> Any:
         """Run the product once."""
@@ -72,33 +68,39 @@ class PanelsIO:
 
     def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
         """Point into x: the block lies as the kernel wants it."""
-        return self.x, first * (self.geometry.k + 1) + block * (self.kb * self.width)
+        width = nt * self.vectors.lanes
+        return self.x, first * (self.geometry.k + 1) + block * (self.kb * width)
 
-    def sums(self, size: int, first: Any) -> tuple[Any, Any]:
+    def sums(self, rows: int, width: int, first: Any) -> tuple[Any, Any]:
         """Sum up in y, or in a buffer with room for slots behind the last row."""
         if self.every_slot_is_a_row:
-            return self.y, first * self.geometry.m + self.first_row * self.width
-        return B.alloc_buffer((size,), "float32", scope="global"), 0
+            return self.y, first * (self.geometry.m + 1) + self.first_row * width
+        return B.alloc_buffer((rows * width,), "float32", scope="global"), 0
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Apply the epilogue and store every row that exists."""
-        for r, row in enumerate(rows):
-            if not self.every_slot_is_a_row:
-                with B.If(row < self.geometry.m), B.Then():
-                    self._store_row(tile.acc[r], row, first)
-            else:
-                self._store_row(tile.acc[r], row, first)
 
-    def _store_row(self, registers: Sequence[Any], row: Any, first: Any) -> None:
-        base = first * self.geometry.m + row * self.width
-        for j, register in enumerate(registers):
-            self._store_vector(register, row, base + j * self.vectors.lanes)
+        def store_row(row: Any, values: Any, offset: Any) -> None:
+            self._store_row(tile, row, first, values, offset)
 
-    def _store_vector(self, register: Any, row: Any, at: Any) -> None:
+        store_tile(tile, rows, self.geometry.m, self.epilogue, store_row)
+
+    def _store_row(self, tile: RegisterTile, row: Any, first: Any, values: Any, offset: Any) -> None:
+        v = self.vectors
+        base = first * (self.geometry.m + 1) + row * tile.width
+        if offset is None:
+            for j, register in enumerate(values):
+                self._store_vector(v.load(register), row, base + j * v.lanes)
+            return
+        with B.serial(0, tile.nt) as j:
+            acc = v.keep(v.load(values, offset + j * v.lanes))
+            self._store_vector(acc, row, base + j * v.lanes)
+
+    def _store_vector(self, acc: Any, row: Any, at: Any) -> None:
         v = self.vectors
         result = emit_epilogue(
             self.epilogue,
-            v.load(register),
+            acc,
             lambda index: v.keep(v.splat(self.channels[index][row])),
             lambda index: v.keep(v.load(self.tensors[index], at)),
             v.lanes,
@@ -106,4 +108,9 @@ class PanelsIO:
         v.store(self.y, result, at)
 
     def end_unit(self, image: Any, first: Any, nt: int, row_range: tuple[Any, Any]) -> None:
-        """Everything was stored."""
+        """Write the zeros behind the last feature."""
+        v, m = self.vectors, self.geometry.m
+        if row_range[1] == m:
+            base = first * (m + 1) + m * nt * v.lanes
+            for j in range(nt):
+                v.store(self.y, v.zero(), base + j * v.lanes)

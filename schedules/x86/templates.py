@@ -12,6 +12,7 @@ import numpy as np
 
 from ...formats import Match, PackedWeight
 from ...formats.splitting import MAX_BLOCK
+from ...panels import Panels
 from ...profile import SparsityProfile
 from ...targets import X86Machine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -210,7 +211,9 @@ def _panel_kernel(
     geometry = workload.geometry
     io: MatmulIO | PanelsIO | ConvIO
     if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
-        io = PanelsIO(geometry, workload.epilogue, machine.lanes, shape)
+        assert geometry.n is not None
+        panels = Panels(geometry.n, shape.nt, machine.lanes)
+        io = PanelsIO(geometry, workload.epilogue, panels, shape.mr, shape.kb)
     elif isinstance(geometry, MatmulGeometry):
         io = MatmulIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
     else:

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "progress",
             "report",
             "report_html",
+            "panels",
         ),
     ),
     ("runtime", ("manifest", "runtime")),
@@ -55,6 +56,7 @@ WITHOUT_TVM = (
     "progress",
     "report",
     "report_html",
+    "panels",
     "profile",
     "formats",
 )

@@ -98,14 +98,10 @@ def reference(workload, weight, x, channels, tensors):
 
 @dataclass(frozen=True)
 class BuiltKernel:
-    """A compiled kernel and its weight: call it with x, `arrays`, the epilogue's operands, y.
-
-    `width` is the last extent of x.
-    """
+    """A compiled kernel and its weight: call it with x, `arrays`, the epilogue's operands, y."""
 
     call: Callable[..., None]
     arrays: Sequence[np.ndarray]
-    width: int
 
     def run(self, x, channels, tensors, shape):
         """Compute y; what the kernel leaves out stays NaN."""
@@ -126,8 +122,7 @@ def build_kernel(template, workload, weight, lanes, config):
     key = lanes, tvm_ffi.structural_hash(function)
     if key not in _compiled:
         _compiled[key] = tvm.compile(function, target_of(lanes))["kernel"]
-    width = function.params[0].ty.shape[-1]
-    return BuiltKernel(_compiled[key], template.arguments(workload, packed), int(width))
+    return BuiltKernel(_compiled[key], template.arguments(workload, packed))
 
 
 def batch_of(workload):

@@ -14,9 +14,10 @@ from panel_support import (
     weight_for,
 )
 from tvm_sparse.schedules.lookup import template_named
-from tvm_sparse.schedules.x86.templates import block_step
+from tvm_sparse.schedules.x86.templates import block_step, narrowed
 
 from tvm_sparse.check import compare
+from tvm_sparse.panels import Panels
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 SPARSE = ["register_tile", "sliced_rows"]
@@ -115,25 +116,33 @@ def test_pointwise_convolution_reads_the_image_in_place(template, pixels):
 @pytest.mark.parametrize("lanes", [16, 8])
 @pytest.mark.parametrize("template", TEMPLATES)
 @settings(max_examples=6)
-@given(m=sizes, k=sizes, n=sizes, density=st.sampled_from([0.0, 0.1, 1.0]), seed=st.integers(0, 99))
-def test_activations_in_panels_agree_with_float64(template, lanes, m, k, n, density, seed):
-    workload = Workload("matmul", MatmulGeometry(m, k, n, "panels"), epilogue=EPILOGUES["bias"])
+@given(
+    m=sizes,
+    k=sizes,
+    n=sizes,
+    density=st.sampled_from([0.0, 0.1, 1.0]),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_activations_in_panels_agree_with_float64(
+    template, lanes, m, k, n, density, epilogue, seed
+):
+    geometry = MatmulGeometry(m, k, n, "panels")
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES[epilogue])
     weight = weight_for(workload.geometry, density, seed)
     cpu = machine(lanes)
     for config in template_named(template).space(workload, cpu)[::3]:
         kernel = build_kernel(template_named(template), workload, weight, lanes, config)
         x, channels, tensors, _ = operands(workload, n, seed)
-        # Few tokens take narrower vectors: the kernel's own y says how wide its panels are.
-        width = kernel.width
-        panels = -(-n // width)
-        padded = np.zeros((panels * width, k), "float32")
-        padded[:n] = x
-        packed = np.zeros((panels, k + 1, width), "float32")
-        packed[:, :k] = padded.reshape(panels, width, k).transpose(0, 2, 1)
-        got = kernel.run(packed, channels, tensors, (panels, m, width))
-        rows = got.transpose(0, 2, 1).reshape(panels * width, m)[:n]
+        vectors = narrowed(workload, cpu).lanes if template == "sliced_rows" else lanes
+        panels = Panels(n, config["nt"], vectors)
+        packed = [panels.pack(tensor) for tensor in tensors]
+        got = kernel.run(panels.pack(x), channels, packed, (panels.size(m),))
         want, bound = reference(workload, weight, x, channels, tensors)
-        assert compare(f"{template} {config}", rows, want, bound).ok
+        assert compare(f"{template} {config}", panels.unpack(got, m), want, bound).ok
+        for first, width in panels.bounds():
+            behind = first * (m + 1) + m * width
+            assert not got[behind : behind + width].any(), "zeros behind the last feature"
 
 
 @pytest.mark.parametrize("op", ["matmul", "conv2d"])
