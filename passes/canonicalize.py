@@ -38,6 +38,7 @@ from .fold_batch_norm import fold_batch_norm
 from .fold_weight_transforms import fold_weight_transforms
 from .lift_weights import is_weight_constant, lift_weights
 from .narrow_pooling import narrow_pooling
+from .recognize_gelu import recognize_gelu
 from .recognize_layer_norm import recognize_layer_norm
 from .rewrite_main import (
     bindings_of,
@@ -63,6 +64,7 @@ PASSES: tuple[Callable[[Model], Model], ...] = (
     simplify_softmax,
     sink_reshapes,
     recognize_layer_norm,
+    recognize_gelu,
     fold_batch_norm,
     tidy_params,
 )

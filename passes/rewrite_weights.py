@@ -1,8 +1,12 @@
-"""Replace each planned operator, with what is fused behind it, by one call of its kernel."""
+"""Replace each planned operator, with what is fused behind it, by one call of its kernel.
+
+Activations lie in rows or in panels, as `choose_layout` has it. Conversions are emitted where they
+are needed first, and once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +16,55 @@ from tvm import relax
 
 from ..model import Model
 from ..ops.base import product
+from ..panels import Panels
+from ..schedules.x86.panels_attention import AttentionGeometry, MaskKind, Source, attention_panels
+from ..schedules.x86.panels_convert import pack_panels, unpack_panels
+from ..schedules.x86.panels_norm import layer_norm_panels
+from ..targets import X86Machine
+from .choose_layout import Layout, PanelOp
 from .collect_weights import FusedSite
+from .match_attention import Attention
+from .rewrite_main import operands_of, static_shape
 
 
 @dataclass(frozen=True)
 class KernelCall:
     """A built kernel and the arrays that stand for its weight.
 
-    `symbol` names the function in the module; calls with the same symbol share one function.
+    Attributes
+    ----------
+    symbol : str
+        Names the function in the module; calls with the same symbol share one function.
+    function : PrimFunc
+    arrays : sequence of numpy.ndarray
+        The packed weight.
+    channels : sequence of numpy.ndarray
+        The epilogue's vectors.
+    panels : Panels or None
+        How activations are cut when the kernel takes panels.
+    features, first : int
+        Features of the kernel's result, and the first one of this layer's: several layers may be
+        one call.
+    group : tuple of str
+        The bindings of all layers of the call.
     """
 
     symbol: str
     function: Any
     arrays: Sequence[np.ndarray]
+    channels: Sequence[np.ndarray] = ()
+    panels: Panels | None = None
+    features: int = 0
+    first: int = 0
+    group: tuple[str, ...] = ()
 
 
 def rewrite_weights(
-    model: Model, sites: Sequence[FusedSite], calls: Mapping[str, KernelCall]
+    model: Model,
+    sites: Sequence[FusedSite],
+    calls: Mapping[str, KernelCall],
+    layout: Layout,
+    machine: X86Machine,
 ) -> tvm.IRModule:
     """Emit `main` anew with kernels in the place of operators.
 
@@ -40,94 +76,291 @@ def rewrite_weights(
         What `collect_weights` found.
     calls : mapping of str to KernelCall
         By the name of the site's binding. Sites without an entry stay as they are.
+    layout : Layout
+        The operators that work on panels.
+    machine : X86Machine
+        What kernels are built for.
 
     Returns
     -------
     tvm.IRModule
         Weights that no kernel packed are still parameters of `main`.
     """
-    function = model.mod["main"]
-    module, symbols = _add_functions(model.mod, calls)
-    starts: dict[int, FusedSite] = {}
-    dropped: set[int] = set()
-    for fused_site in sites:
-        if fused_site.site.binding in calls:
-            starts[fused_site.fused.result] = fused_site
-            dropped |= fused_site.fused.members
-    blocks, position = [], 0
-    for block in function.body.blocks:
-        bindings: list[Any] = []
-        for binding in block.bindings:
-            if position in starts:
-                fused_site = starts[position]
-                call = calls[fused_site.site.binding]
-                bindings += _emit_call(model, fused_site, call, symbols, binding.var)
-            elif position not in dropped:
-                bindings.append(binding)
-            position += 1
-        blocks.append(type(block)(bindings))
-    body = relax.SeqExpr(blocks, function.body.body)
-    rewritten = relax.Function(
-        function.params, body, function.ret_ty, function.is_pure, function.attrs
-    )
-    module.update_func(module.get_global_var("main"), rewritten)
-    return relax.transform.Normalize()(module)
+    return _Emitter(model, sites, calls, layout, machine).module()
 
 
-def _add_functions(
-    module: tvm.IRModule, calls: Mapping[str, KernelCall]
-) -> tuple[tvm.IRModule, dict[str, Any]]:
-    builder = relax.BlockBuilder(module)
-    symbols: dict[str, Any] = {}
-    for call in calls.values():
-        if call.symbol not in symbols:
-            function = call.function.with_attr("global_symbol", call.symbol)
-            symbols[call.symbol] = builder.add_func(function, call.symbol)
-    return builder.get(), symbols
+@dataclass(frozen=True)
+class _InPanels:
+    """A value in panels: its tensor, how many features that has, and the value's first."""
+
+    tensor: Any
+    panels: Panels
+    features: int
+    first: int = 0
 
 
-def _emit_call(
-    model: Model,
-    fused_site: FusedSite,
-    call: KernelCall,
-    symbols: Mapping[str, Any],
-    result: Any,
-) -> list[Any]:
-    """Bind the kernel's call to `result`; matmuls see their activations as matrices."""
-    bindings: list[Any] = []
+class _Emitter:
+    def __init__(
+        self,
+        model: Model,
+        sites: Sequence[FusedSite],
+        calls: Mapping[str, KernelCall],
+        layout: Layout,
+        machine: X86Machine,
+    ) -> None:
+        self.model, self.calls, self.layout, self.machine = model, calls, layout, machine
+        self.function = model.mod["main"]
+        self.flat = [b for block in self.function.body.blocks for b in block.bindings]
+        self.starts = {f.fused.result: f for f in sites if f.site.binding in calls}
+        self.dropped = {index for f in self.starts.values() for index in f.fused.members}
+        self.dropped |= {index for op in layout.ops.values() for index in op.members}
+        self.builder = relax.BlockBuilder(model.mod)
+        self.functions: dict[Any, Any] = {}
+        # What has been emitted so far: values in panels by name, and the rows that exist of them.
+        self.panels: dict[str, _InPanels] = {}
+        self.in_rows: set[str] = set()
+        self.bindings: list[Any] = []
 
-    def bind(expression: Any, name: str) -> Any:
-        variable = relax.DataflowVar(f"{result.name}_{name}", expression.ty)
-        bindings.append(relax.VarBinding(variable, expression))
+    def module(self) -> tvm.IRModule:
+        """Emit everything."""
+        blocks, position = [], 0
+        for block in self.function.body.blocks:
+            self.bindings = []
+            for binding in block.bindings:
+                self._binding(position, binding)
+                position += 1
+            if block.same_as(self.function.body.blocks[-1]):
+                self._need_rows(operands_of(self.function.body.body))
+            blocks.append(type(block)(self.bindings))
+        old = self.function
+        body = relax.SeqExpr(blocks, old.body.body)
+        rewritten = relax.Function(old.params, body, old.ret_ty, old.is_pure, old.attrs)
+        module = self.builder.get()
+        module.update_func(module.get_global_var("main"), rewritten)
+        return relax.transform.Normalize()(module)
+
+    def _binding(self, position: int, binding: Any) -> None:
+        op = self.layout.ops.get(position)
+        if op is not None:
+            self._panel_op(op, binding.var)
+        elif position in self.starts:
+            self._site_in_rows(self.starts[position], binding.var)
+        elif position not in self.dropped:
+            self._need_rows(operands_of(binding.value))
+            self.bindings.append(binding)
+
+    # Values, in either layout.
+
+    def _need_rows(self, operands: Iterable[Any]) -> None:
+        """Unpack the operands that exist in panels only."""
+        for operand in operands:
+            if isinstance(operand, relax.Var) and operand.name in self.panels:
+                self._rows(operand)
+
+    def _rows(self, variable: Any) -> Any:
+        value = self.panels.get(variable.name)
+        if value is not None and variable.name not in self.in_rows:
+            assert value.first == 0
+            self.in_rows.add(variable.name)
+            symbol = self._shared(unpack_panels, value.panels, value.features, self.machine)
+            flat = [value.panels.tokens, value.features]
+            matrix = self._call(symbol, [value.tensor], flat, f"{variable.name}_rows")
+            self._reshape_to(variable, matrix)
         return variable
 
-    def as_matrix(value: Any, name: str) -> Any:
+    def _in_panels(self, variable: Any, panels: Panels) -> _InPanels:
+        if variable.name not in self.panels:
+            shape = static_shape(variable)
+            assert shape is not None
+            matrix = self._as_matrix(variable)
+            symbol = self._shared(pack_panels, panels, shape[-1], self.machine)
+            tensor = self._call(
+                symbol, [matrix], [panels.size(shape[-1])], f"{variable.name}_panels"
+            )
+            self.panels[variable.name] = _InPanels(tensor, panels, shape[-1])
+            self.in_rows.add(variable.name)
+        return self.panels[variable.name]
+
+    # Emission.
+
+    def _shared(self, build: Callable[..., Any], *arguments: Any) -> Any:
+        """Build a kernel without a weight once for all that need the same."""
+        key = (build.__name__, *arguments)
+        if key not in self.functions:
+            function = build(*arguments)
+            self.functions[key] = self.builder.add_func(function, build.__name__)
+        return self.functions[key]
+
+    def _symbol(self, call: KernelCall) -> Any:
+        if call.symbol not in self.functions:
+            function = call.function.with_attr("global_symbol", call.symbol)
+            self.functions[call.symbol] = self.builder.add_func(function, call.symbol)
+        return self.functions[call.symbol]
+
+    def _bind(self, expression: Any, name: str) -> Any:
+        variable = relax.DataflowVar(name, expression.ty)
+        self.bindings.append(relax.VarBinding(variable, expression))
+        return variable
+
+    def _call(self, symbol: Any, arguments: Sequence[Any], shape: Sequence[Any], name: str) -> Any:
+        return self._bind(_typed_call(symbol, arguments, shape), name)
+
+    def _as_matrix(self, value: Any) -> Any:
+        """See activations as [tokens, features]."""
+        self._need_rows([value])
         shape = list(value.ty.shape)
-        if not is_matmul or len(shape) == 2:
+        if len(shape) == 2:
             return value
-        return bind(_typed_reshape(value, [product(shape[:-1]), shape[-1]]), name)
+        name = getattr(value, "name", "constant")
+        matrix = _typed_reshape(value, [product(shape[:-1]), shape[-1]])
+        return self._bind(matrix, f"{name}_matrix")
 
-    is_matmul = fused_site.site.workload.op == "matmul"
-    data = as_matrix(fused_site.data, "x")
-    fused = fused_site.fused
-    arguments = [data]
-    arguments += [relax.const(array) for array in call.arrays]
-    arguments += [relax.const(model.params[name].reshape(-1)) for name in fused.channels]
-    arguments += [as_matrix(tensor, f"t{i}") for i, tensor in enumerate(fused.tensors)]
-    shape = list(result.ty.shape)
-    if is_matmul and len(shape) != 2:
-        out_ty = relax.TensorType([product(shape[:-1]), shape[-1]], "float32")
-        matrix = bind(_typed_call(symbols[call.symbol], arguments, out_ty), "y")
-        bindings.append(relax.VarBinding(result, relax.op.reshape(matrix, shape)))
-    else:
-        out_ty = relax.TensorType(shape, "float32")
-        bindings.append(
-            relax.VarBinding(result, _typed_call(symbols[call.symbol], arguments, out_ty))
+    def _reshape_to(self, variable: Any, matrix: Any) -> None:
+        """Bind a variable to the matrix that holds its value."""
+        shape = list(variable.ty.shape)
+        expression = matrix if len(shape) == 2 else relax.op.reshape(matrix, shape)
+        self.bindings.append(relax.VarBinding(variable, expression))
+
+    # Operators in rows.
+
+    def _site_in_rows(self, fused_site: FusedSite, result: Any) -> None:
+        """Bind the kernel's call to `result`; matmuls see their activations as matrices."""
+        call, fused = self.calls[fused_site.site.binding], fused_site.fused
+        is_matmul = fused_site.site.workload.op == "matmul"
+        self._need_rows([fused_site.data, *fused.tensors])
+
+        def seen(value: Any) -> Any:
+            return self._as_matrix(value) if is_matmul else value
+
+        arguments = [seen(fused_site.data), *_constants(call)]
+        arguments += [seen(tensor) for tensor in fused.tensors]
+        shape = list(result.ty.shape)
+        if is_matmul and len(shape) != 2:
+            matrix = [product(shape[:-1]), shape[-1]]
+            y = self._call(self._symbol(call), arguments, matrix, f"{result.name}_y")
+            self._reshape_to(result, y)
+        else:
+            expression = _typed_call(self._symbol(call), arguments, shape)
+            self.bindings.append(relax.VarBinding(result, expression))
+
+    # Operators in panels.
+
+    def _panel_op(self, op: PanelOp, result: Any) -> None:
+        if op.kind == "weight":
+            self._site_in_panels(op, result)
+        elif op.kind == "attention":
+            self._attention(op, result)
+        elif op.kind == "norm":
+            self._norm(op, result)
+        else:
+            value = self._in_panels(op.inputs[0], self.layout.panels[op.result])
+            self.panels[result.name] = value
+
+    def _site_in_panels(self, op: PanelOp, result: Any) -> None:
+        call, panels = self.calls[op.what.site.binding], self.layout.panels[op.result]
+        if result.name in self.panels:
+            # Another layer of its group was first.
+            return
+        inputs = [self._in_panels(variable, panels).tensor for variable in op.inputs]
+        arguments = [inputs[0], *_constants(call), *inputs[1:]]
+        shape = [panels.size(call.features)]
+        tensor = self._call(self._symbol(call), arguments, shape, f"{result.name}_panels")
+        for binding in call.group:
+            other = self.calls[binding]
+            name = self._result_of(binding)
+            self.panels[name] = _InPanels(tensor, panels, call.features, other.first)
+
+    def _result_of(self, binding: str) -> str:
+        """Name the value that a site's kernel stores."""
+        position = next(p for p, f in self.starts.items() if f.site.binding == binding)
+        return str(self.flat[position].var.name)
+
+    def _norm(self, op: PanelOp, result: Any) -> None:
+        panels = self.layout.panels[op.result]
+        value = self._in_panels(op.inputs[0], panels)
+        call = self.flat[op.result].value
+        attrs = call.attrs
+        gamma, beta = bool(attrs.scale), bool(attrs.center)
+        used = [arg for arg, is_used in zip(call.args[1:3], (gamma, beta), strict=True) if is_used]
+        symbol = self._shared(
+            layer_norm_panels,
+            panels,
+            value.features,
+            self.machine,
+            float(attrs.epsilon),
+            gamma,
+            beta,
         )
-    return bindings
+        shape = [panels.size(value.features)]
+        tensor = self._call(symbol, [value.tensor, *used], shape, f"{result.name}_panels")
+        self.panels[result.name] = _InPanels(tensor, panels, value.features)
+
+    def _attention(self, op: PanelOp, result: Any) -> None:
+        a: Attention = op.what
+        panels = self.layout.panels[op.result]
+        values = [self._in_panels(variable, panels) for variable in op.inputs]
+        tensors: list[Any] = []
+        sources = []
+        for value in values:
+            if not any(value.tensor.same_as(known) for known in tensors):
+                tensors.append(value.tensor)
+            number = next(i for i, known in enumerate(tensors) if known.same_as(value.tensor))
+            sources.append(Source(number, value.features, value.first))
+        kind, mask = self._mask(a, result.name)
+        lead = (1, 1) if mask is None else static_shape(mask)[:2]
+        geometry = AttentionGeometry(
+            a.batch, a.tokens, a.heads, a.kv_heads, a.depth, a.scale, kind, *lead
+        )
+        symbol = self._shared(attention_panels, geometry, panels, tuple(sources), self.machine)
+        features = a.heads * a.depth
+        arguments = [*tensors, *([] if mask is None else [mask])]
+        tensor = self._call(symbol, arguments, [panels.size(features)], f"{result.name}_panels")
+        self.panels[result.name] = _InPanels(tensor, panels, features)
+
+    def _mask(self, attention: Attention, name: str) -> tuple[MaskKind, Any]:
+        """Tell what kind of mask there is, and bring it to [batch, heads, keys, queries]."""
+        mask = attention.mask
+        if mask is None:
+            return "none", None
+        if _is_causal(self._constant(mask), attention.tokens):
+            return "causal", None
+        self._need_rows([mask])
+        shape = static_shape(mask)
+        assert shape is not None
+        full = (*([1] * (4 - len(shape))), *shape)
+        if len(shape) != 4:
+            mask = self._bind(_typed_reshape(mask, full), f"{name}_mask")
+        order = [full[0], full[1], full[3], full[2]]
+        if full[2] == 1:
+            return "keys", self._bind(_typed_reshape(mask, order), f"{name}_keys")
+        turned = relax.op.permute_dims(mask, [0, 1, 3, 2])
+        relax.expr._update_type(turned, relax.TensorType(order, "float32"))
+        return "pairs", self._bind(turned, f"{name}_pairs")
+
+    def _constant(self, expression: Any) -> np.ndarray | None:
+        if isinstance(expression, tvm.ir.GenericConst):
+            return np.asarray(expression.value.numpy())
+        return self.model.params.get(getattr(expression, "name", ""))
 
 
-def _typed_call(symbol: Any, arguments: Sequence[Any], out_ty: Any) -> Any:
+# Added to a score, this leaves nothing of its share beside one that nothing was added to.
+_NOTHING = -1e9
+
+
+def _is_causal(mask: np.ndarray | None, tokens: int) -> bool:
+    """Whether a mask is 0 up to the query, and hides all keys behind it."""
+    if mask is None or mask.shape[-2:] != (tokens, tokens):
+        return False
+    seen = np.tri(tokens, dtype=bool)
+    return bool(np.all(mask[..., seen] == 0) and np.all(mask[..., ~seen] <= _NOTHING))
+
+
+def _constants(call: KernelCall) -> list[Any]:
+    return [relax.const(array) for array in (*call.arrays, *call.channels)]
+
+
+def _typed_call(symbol: Any, arguments: Sequence[Any], shape: Sequence[Any]) -> Any:
+    out_ty = relax.TensorType(list(shape), "float32")
     call = relax.call_tir(symbol, relax.Tuple(list(arguments)), out_ty=out_ty)
     relax.expr._update_type(call, out_ty)
     return call

@@ -25,6 +25,7 @@ from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
 from .passes.find_fresh_outputs import find_fresh_outputs
+from .passes.rewrite_weights import KernelCall
 from .pipeline import Lowered, late_passes, lower_model
 from .planner import Decision, Plan, check_patterns, decide
 from .plugin import sparse_pipeline
@@ -355,7 +356,7 @@ def _report(
                 layer,
                 format=decision.format if decision.is_sparse else "dense",
                 kernel=decision.kernel,
-                config=_reported_config(site, decision),
+                config=_reported_config(site, decision, lowered.calls.get(site.binding)),
                 source=decision.source,
                 reason=decision.reason,
                 expected_us=decision.expected_us,
@@ -381,9 +382,14 @@ def _history(
     return history_of(book.measured(site.workload, weight_digest(model.params[site.param])))
 
 
-def _reported_config(site: WeightSite, decision: Decision) -> dict[str, Any]:
+def _reported_config(
+    site: WeightSite, decision: Decision, call: KernelCall | None
+) -> dict[str, Any]:
     fused = site.workload.epilogue.describe()
-    return {**shown_config(decision.config), **({"fused": fused} if fused else {})}
+    config = {**shown_config(decision.config), **({"fused": fused} if fused else {})}
+    if call is not None and call.panels is not None:
+        config["layout"] = "panels"
+    return config
 
 
 def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ import tvm
 from tvm import relax
 
 from .errors import PlanError
-from .formats import FORMATS, PackedWeight
+from .formats import FORMATS
+from .layout import Task, check_decision, lay_out, together, workload_of
 from .model import Model
 from .passes.collect_weights import FusedSite
 from .passes.lower_dense_ops import LowerDenseOps
 from .passes.rewrite_weights import KernelCall, rewrite_weights
 from .passes.schedule_rest import ScheduleRest
-from .planner import Decision, Plan, check_config
+from .planner import Plan
 from .progress import Progress
 from .schedules.base import matrix_view
 from .schedules.lookup import template_named
@@ -64,29 +65,29 @@ def lower_model(
     """
     progress = progress or Progress()
     builder = _KernelBuilder(machine, [name.name_hint for name in model.mod.get_global_vars()])
-    calls: dict[str, KernelCall] = {}
     layers: dict[str, list[str]] = defaultdict(list)
     packed_bytes: dict[str, int] = {}
     known = {fused_site.site.name for fused_site in sites}
     for name in [d.name for d in plan.decisions if d.name not in known]:
         raise PlanError(f"the plan has a layer '{name}', which this model lacks")
+    tasks = []
+    for fused_site in sites:
+        decision = plan.decision(fused_site.site.name)
+        if decision.kernel != "tvm":
+            check_decision(fused_site.site, decision, machine)
+            tasks.append(Task(fused_site, decision.kernel, decision.config))
+    layout, tasks = lay_out(model, sites, tasks, machine)
+    calls: dict[str, KernelCall] = {}
     with progress.phase("pack weights", total=len(sites)) as phase:
-        for fused_site in sites:
-            decision = plan.decision(fused_site.site.name)
-            phase.step(decision.name)
-            if decision.kernel == "tvm":
-                continue
-            if fused_site.site.refusal:
-                raise PlanError(
-                    f"layer '{decision.name}' cannot run on '{decision.kernel}': "
-                    f"{fused_site.site.refusal}"
-                )
-            weight = model.params[fused_site.site.param]
-            packed, call = builder.build(fused_site, decision, weight)
-            calls[fused_site.site.binding] = call
-            layers[call.symbol].append(decision.name)
-            packed_bytes[decision.name] = packed.nbytes
-    mod = rewrite_weights(model, sites, calls)
+        for group in together(layout, tasks):
+            for task in group:
+                phase.step(task.site.name)
+            built = builder.build(model, group)
+            for task, (call, nbytes) in zip(group, built, strict=True):
+                calls[task.site.binding] = call
+                layers[call.symbol].append(task.site.name)
+                packed_bytes[task.site.name] = nbytes
+    mod = rewrite_weights(model, sites, calls, layout, machine)
     mod = bind_parameters(mod, model)
     kernels = {symbol: tuple(names) for symbol, names in layers.items()}
     return Lowered(mod, kernels, packed_bytes, calls)
@@ -129,44 +130,66 @@ class _KernelBuilder:
         self._functions: dict[Any, tuple[str, Any]] = {}
         self._symbols = set(taken)
 
-    def build(
-        self, fused_site: FusedSite, decision: Decision, weight: np.ndarray
-    ) -> tuple[PackedWeight, KernelCall]:
-        """Pack one weight and find or build its function."""
-        workload = fused_site.site.workload
-        template = template_named(decision.kernel)
-        match = template.supports(workload, self.machine)
-        if not match:
-            raise PlanError(
-                f"layer '{decision.name}' cannot run on '{decision.kernel}': {match.reason}"
-            )
-        check_config(decision.name, template, workload, self.machine, decision.config)
-        view = matrix_view(weight, workload.op)
+    def build(self, model: Model, group: Sequence[Task]) -> list[tuple[KernelCall, int]]:
+        """Pack the weights of some layers as one, and find or build its function.
+
+        Returns the call of each layer, and its share of the packed bytes.
+        """
+        task, names = group[0], [task.site.name for task in group]
+        views = [matrix_view(model.params[t.site.param], t.site.workload.op) for t in group]
+        view = views[0] if len(views) == 1 else np.concatenate(views)
+        workload, config = workload_of(group), dict(task.config)
+        template = template_named(task.kernel)
         weight_format = FORMATS[template.format]
         try:
-            holds = weight_format.supports(view, decision.config)
+            holds = weight_format.supports(view, config)
             if not holds:
-                raise PlanError(f"layer '{decision.name}' cannot be packed: {holds.reason}")
-            packed = weight_format.pack(view, decision.config)
-            key = (template.name, workload, _freeze(decision.config), _freeze(packed.config))
+                raise PlanError(f"layer '{names[0]}' cannot be packed: {holds.reason}")
+            packed = weight_format.pack(view, config)
+            key = (template.name, workload, len(group), _freeze(config), _freeze(packed.config))
             if key not in self._functions:
                 self._functions[key] = (
-                    self._new_symbol(workload.op, template.format),
-                    template.build(workload, self.machine, packed, decision.config),
+                    self._new_symbol(workload.op, template.format, len(group)),
+                    template.build(workload, self.machine, packed, config),
                 )
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
-                f"layer '{decision.name}': kernel '{decision.kernel}' cannot be built with "
-                f"{_shortened(decision.config)}: {error}"
+                f"layer '{names[0]}': kernel '{task.kernel}' cannot be built with "
+                f"{_shortened(config)}: {error}"
             ) from error
         symbol, function = self._functions[key]
-        return packed, KernelCall(symbol, function, template.arguments(workload, packed))
+        bindings = tuple(t.site.binding for t in group)
+        channels = _channels(model, group)
+        arrays = template.arguments(workload, packed)
+        nonzeros = [int(np.count_nonzero(part)) for part in views]
+        calls, first = [], 0
+        for part, count in zip(views, nonzeros, strict=True):
+            call = KernelCall(
+                symbol, function, arrays, channels, task.panels, len(view), first, bindings
+            )
+            calls.append(
+                (
+                    call,
+                    packed.nbytes * count // max(1, sum(nonzeros))
+                    if len(group) > 1
+                    else packed.nbytes,
+                )
+            )
+            first += len(part)
+        return calls
 
-    def _new_symbol(self, op: str, weight_format: str) -> str:
-        names = (f"{weight_format}_{op}_{number}" for number in itertools.count(1))
+    def _new_symbol(self, op: str, weight_format: str, layers: int) -> str:
+        kind = f"{weight_format}_{op}" + (f"_of_{layers}" if layers > 1 else "")
+        names = (f"{kind}_{number}" for number in itertools.count(1))
         symbol = next(name for name in names if name not in self._symbols)
         self._symbols.add(symbol)
         return symbol
+
+
+def _channels(model: Model, group: Sequence[Task]) -> list[np.ndarray]:
+    """Return the vectors of an epilogue; those of layers that are one follow each other."""
+    vectors = zip(*(task.fused_site.fused.channels for task in group), strict=True)
+    return [np.concatenate([model.params[name].reshape(-1) for name in names]) for names in vectors]
 
 
 def _shortened(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -530,10 +530,16 @@ def _summarise(
 
 
 def _share(names: Sequence[str], each: Sequence[float]) -> list[tuple[str, float]]:
-    """Give each call to the layer that made it; no guess where calls and names do not match."""
+    """Give each call to the layer that made it, or evenly to the layers that it is.
+
+    No guess where calls and names do not match.
+    """
     if len(names) == 1:
         return [(names[0], sum(each))]
-    return list(zip(names, each, strict=True)) if len(names) == len(each) else []
+    layers, odd = divmod(len(names), len(each))
+    if odd or not layers:
+        return []
+    return [(name, each[number // layers] / layers) for number, name in enumerate(names)]
 
 
 def _measured_report(manifest: Manifest, layers: Mapping[str, float]) -> Report:

@@ -119,8 +119,7 @@ def _check_layer(
     rng = np.random.default_rng(seed)
     tensors = [rng.standard_normal(shape, np.float32) for _ in fused.fused.tensors]
     channels = [model.params[name].reshape(-1) for name in fused.fused.channels]
-    got = np.zeros(shape, np.float32)
-    _run_kernel(library, call, [x, *call.arrays, *channels, *tensors], got)
+    got = _run_kernel(library, call, x, tensors, shape)
 
     # Output features are the second axis of a matrix of results, and of images.
     rows = _rows(fused, capture)
@@ -157,11 +156,29 @@ def _rows(fused: FusedSite, capture: Capture) -> list[int] | None:
 
 
 def _run_kernel(
-    library: Any, call: KernelCall, arguments: Sequence[np.ndarray], result: np.ndarray
+    library: Any,
+    call: KernelCall,
+    x: np.ndarray,
+    tensors: Sequence[np.ndarray],
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Return what a kernel computes, of it what is this layer's."""
+    if call.panels is not None:
+        x, *tensors = (call.panels.pack(array) for array in (x, *tensors))
+    result = np.zeros(call.panels.size(call.features) if call.panels else shape, np.float32)
+    _call_kernel(library, call.symbol, [x, *call.arrays, *call.channels, *tensors], result)
+    if call.panels is not None:
+        rows = call.panels.unpack(result, call.features)
+        return rows[:, call.first : call.first + shape[1]]
+    return result
+
+
+def _call_kernel(
+    library: Any, symbol: str, arguments: Sequence[np.ndarray], result: np.ndarray
 ) -> None:
     import tvm
 
     tensors = [tvm.runtime.tensor(np.ascontiguousarray(argument)) for argument in arguments]
     output = tvm.runtime.tensor(result)
-    library.get_function(call.symbol, query_imports=True)(*tensors, output)
+    library.get_function(symbol, query_imports=True)(*tensors, output)
     np.copyto(result, output.numpy())

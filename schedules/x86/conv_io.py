@@ -22,15 +22,17 @@ from ..vectors import Vectors
 from .matmul_io import argument, flat
 from .packed_panel import PackedPanel
 from .register_tile import RegisterTile
-from .tile_store import store_tile
+from .tile_store import TileStore
 
 
 class ConvIO:
     """X [n][ic][ih][iw] in, Y [n][oc][oh][ow] out; a panel holds output pixels of one image."""
 
-    def __init__(self, geometry: Conv2dGeometry, epilogue: Epilogue, lanes: int, kb: int) -> None:
+    def __init__(
+        self, geometry: Conv2dGeometry, epilogue: Epilogue, lanes: int, mr: int, kb: int
+    ) -> None:
         self.whole, self.epilogue = geometry, epilogue
-        self.vectors, self.kb = Vectors(lanes), kb
+        self.vectors, self.mr, self.kb = Vectors(lanes), mr, kb
         self.batch = tirx.Var("n", "int64") if geometry.batch is None else geometry.batch
         # In NCHW the channels of a group lie side by side, so a group of an image is an image of
         # its own.
@@ -41,6 +43,7 @@ class ConvIO:
             groups=1,
         )
         self.padded = PaddedImage(self.geometry, lanes)
+        self.tiles = TileStore(epilogue, self.geometry.out_channels)
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -91,6 +94,7 @@ class ConvIO:
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """List what packing copies."""
         self.panel = PackedPanel(self.vectors, self.kb, nt)
+        self.tiles.reserve(self.mr, nt * self.vectors.lanes)
         if self.padded.needed:
             self._list_copies(first, nt)
 
@@ -213,7 +217,7 @@ class ConvIO:
         def store_row(row: Any, values: Any, offset: Any) -> None:
             self._store_run(tile.width, row, image, first, values, offset)
 
-        store_tile(tile, rows, self.geometry.out_channels, self.epilogue, store_row)
+        self.tiles.store(tile, rows, store_row)
 
     def _store_run(
         self, width: int, row: Any, image: Any, first: Any, values: Any, offset: Any

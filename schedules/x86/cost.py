@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Literal
 
 from ...profile import SparsityProfile
 from ...targets import X86Machine
@@ -27,6 +28,14 @@ SYMBOLIC_BATCH = 1
 
 # What a core reaches beside others.
 _PARALLEL_EFFICIENCY = 0.93
+
+_LAYOUTS: tuple[Literal["rows", "panels"], ...] = ("rows", "panels")
+
+# Cycles that the sums across a row of layer norm take beside those down a column, a vector.
+_NORM_CYCLES = 1.5
+
+# Transpositions of attention in rows: queries, keys, values and the result, each a pass over memory.
+_TURNS = 5.0
 
 # Cycles from a multiply-add to the next one that needs its result.
 _FMA_LATENCY = 4
@@ -230,8 +239,7 @@ def _movement(
     if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
         return {**moved, "write": float(extent.vectors * rows)}
     if isinstance(geometry, MatmulGeometry):
-        # A square of vectors is transposed in rounds, each of which exchanges halves.
-        rounds = max(1.0, math.log2(lanes)) / 4 * _width(machine)
+        rounds = _rounds(machine)
         return {**moved, "pack": packed * rounds, "store": extent.vectors * rows * rounds}
     if geometry.kernel != (1, 1):
         # A copy ends with its row of pixels, so that short rows fill only part of a vector.
@@ -240,6 +248,44 @@ def _movement(
         )
     moved["pad"] = _padding_vectors(geometry, lanes)
     return {**moved, "copy": packed, "write": float(extent.vectors * (rows // geometry.groups))}
+
+
+def _rounds(machine: X86Machine) -> float:
+    """Tell what transposing a vector costs beside one of sixteen: rounds that exchange halves."""
+    return max(1.0, math.log2(machine.lanes)) / 4 * _width(machine)
+
+
+def panels_gain(workload: Workload, machine: X86Machine, config: Config) -> float:
+    """Tell how many microseconds a matrix product saves that takes and gives panels."""
+    assert isinstance(workload.geometry, MatmulGeometry)
+    extent = _extent(workload, machine.lanes, int(config["nt"]))
+    times = []
+    for layout in _LAYOUTS:
+        geometry = replace(workload.geometry, layout=layout)
+        moved = _movement(
+            replace(workload, geometry=geometry), machine, extent, int(config.get("parts", 1))
+        )
+        times.append(microseconds(moved, workload, machine, config))
+    return times[0] - times[1]
+
+
+def conversion_us(elements: int, machine: X86Machine) -> float:
+    """Estimate what bringing activations into panels, or back, takes."""
+    moved = {"pack": elements / machine.lanes * _rounds(machine), "unit": 1.0}
+    return cycles(moved, machine) / (machine.gigahertz * 1e3)
+
+
+def norm_gain(elements: int, machine: X86Machine) -> float:
+    """Tell how many microseconds a layer norm saves that runs down panels."""
+    return elements / machine.lanes * _NORM_CYCLES / (machine.gigahertz * 1e3)
+
+
+def attention_gain(elements: int, machine: X86Machine) -> float:
+    """Tell how many microseconds attention saves on panels: heads are not turned and turned back.
+
+    `elements` are those of its result.
+    """
+    return _TURNS * conversion_us(elements, machine)
 
 
 def _width(machine: X86Machine) -> float:

@@ -17,7 +17,7 @@ from ..epilogue import emit_epilogue
 from ..vectors import Vectors
 from .matmul_io import argument
 from .register_tile import RegisterTile
-from .tile_store import store_tile
+from .tile_store import TileStore
 
 
 class PanelsIO:
@@ -28,7 +28,8 @@ class PanelsIO:
     ) -> None:
         self.geometry, self.epilogue, self.panels = geometry, epilogue, panels
         self.vectors, self.kb = Vectors(panels.lanes), kb
-        self.every_slot_is_a_row = geometry.m % mr == 0
+        self.mr, self.every_slot_is_a_row = mr, geometry.m % mr == 0
+        self.tiles = TileStore(epilogue, geometry.m)
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -65,6 +66,7 @@ class PanelsIO:
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """Remember where the unit's rows begin."""
         self.first_row = row_range[0]
+        self.tiles.reserve(self.mr, nt * self.vectors.lanes)
 
     def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
         """Point into x: the block lies as the kernel wants it."""
@@ -83,9 +85,11 @@ class PanelsIO:
         def store_row(row: Any, values: Any, offset: Any) -> None:
             self._store_row(tile, row, first, values, offset)
 
-        store_tile(tile, rows, self.geometry.m, self.epilogue, store_row)
+        self.tiles.store(tile, rows, store_row)
 
-    def _store_row(self, tile: RegisterTile, row: Any, first: Any, values: Any, offset: Any) -> None:
+    def _store_row(
+        self, tile: RegisterTile, row: Any, first: Any, values: Any, offset: Any
+    ) -> None:
         v = self.vectors
         base = first * (self.geometry.m + 1) + row * tile.width
         if offset is None:

@@ -218,7 +218,7 @@ def _panel_kernel(
         io = MatmulIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
     else:
         assert geometry is not None
-        io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.kb)
+        io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
     return build_panel_kernel(name, shape, io, weight)
 
 

@@ -16,36 +16,33 @@ from .register_tile import RegisterTile
 StoreRow = Callable[[Any, Any, Any], None]
 
 
-def store_tile(
-    tile: RegisterTile, rows: Sequence[Any], count: int, epilogue: Epilogue, store_row: StoreRow
-) -> None:
-    """Store every row of a tile that exists.
+class TileStore:
+    """Stores the rows of tiles that exist: slots behind the last row have rows from `rows` on.
 
-    Parameters
-    ----------
-    tile : RegisterTile
-        The sums.
-    rows : sequence of expr
-        The matrix row of each; slots behind the last row have rows from `count` on.
-    count : int
-        Rows of the matrix.
-    epilogue : Epilogue
-        Where it is long, its code stands in a loop over the rows, once and not for each of them.
-    store_row : callable
-        Applies the epilogue to one row and stores it.
+    Where the epilogue is long, its code stands in a loop over the rows, once and not for each.
     """
-    if is_long(epilogue):
-        scratch = B.alloc_buffer((tile.mr * tile.width,), "float32", scope="global")
-        order = B.alloc_buffer((tile.mr,), "int32", scope="global")
-        tile.write(scratch, lambda r: r * tile.width)
+
+    def __init__(self, epilogue: Epilogue, rows: int) -> None:
+        self.in_a_loop, self.rows = is_long(epilogue), rows
+
+    def reserve(self, mr: int, width: int) -> None:
+        """Reserve what a unit of work needs: TVM has buffers of this size on the heap."""
+        if self.in_a_loop:
+            self.scratch = B.alloc_buffer((mr * width,), "float32", scope="global")
+            self.order = B.alloc_buffer((mr,), "int32", scope="global")
+
+    def store(self, tile: RegisterTile, rows: Sequence[Any], store_row: StoreRow) -> None:
+        """Store a tile; `rows` are the matrix rows of its slots."""
+        if self.in_a_loop:
+            tile.write(self.scratch, lambda r: r * tile.width)
+            for r, row in enumerate(rows):
+                B.buffer_store(self.order, row, [r])
+            with B.serial(0, tile.mr) as r, B.If(self.order[r] < self.rows), B.Then():
+                store_row(self.order[r], self.scratch, r * tile.width)
+            return
         for r, row in enumerate(rows):
-            B.buffer_store(order, row, [r])
-        with B.serial(0, tile.mr) as r, B.If(order[r] < count), B.Then():
-            store_row(order[r], scratch, r * tile.width)
-        return
-    for r, row in enumerate(rows):
-        if count % tile.mr:
-            with B.If(row < count), B.Then():
+            if self.rows % tile.mr:
+                with B.If(row < self.rows), B.Then():
+                    store_row(row, tile.acc[r], None)
+            else:
                 store_row(row, tile.acc[r], None)
-        else:
-            store_row(row, tile.acc[r], None)

@@ -109,7 +109,7 @@ CHAINS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]] = {
             "one": np.float32(1),
             "half": np.float32(0.5),
         },
-        "add+divide+erf+add+multiply+multiply",
+        "add+gelu",
     ),
     "hard swish in parts": (
         [

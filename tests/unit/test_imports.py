@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("planning", ("planner", "calibration")),
     ("passes", ("passes",)),
     ("front ends", ("frontends", "inspection", "reference")),
-    ("pipeline", ("pipeline",)),
+    ("pipeline", ("layout", "pipeline")),
     ("checks", ("verify",)),
     ("deployment", ("deploy",)),
     ("compilation", ("compiler", "plugin", "tuner")),

@@ -137,7 +137,9 @@ def mask_for(g):
     together=st.booleans(),
     lead=st.tuples(st.booleans(), st.booleans()),
 )
-def test_attention_agrees_with_float64(lanes, kind, batch, tokens, heads, depth, nt, together, lead):
+def test_attention_agrees_with_float64(
+    lanes, kind, batch, tokens, heads, depth, nt, together, lead
+):
     batch = batch if tokens % lanes == 0 else 1
     g = AttentionGeometry(
         batch,
@@ -162,9 +164,7 @@ def test_attention_agrees_with_float64(lanes, kind, batch, tokens, heads, depth,
         inputs = [panels.pack(part) for part in parts]
     mask = mask_for(g)
     func = attention_panels(g, panels, sources, machine(lanes))
-    flat = run(
-        func, lanes, inputs + ([] if mask is None else [mask]), (panels.size(widths[0]),)
-    )
+    flat = run(func, lanes, inputs + ([] if mask is None else [mask]), (panels.size(widths[0]),))
     want, bound = attention64(g, *parts, mask)
     assert np.all(np.abs(panels.unpack(flat, widths[0]) - want) <= bound)
     assert not zeros_of(panels, flat, widths[0]).any()

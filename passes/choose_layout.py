@@ -1,0 +1,296 @@
+"""Decide which operators keep their activations in panels, and which take them in rows.
+
+Operators that can do both are vertices of a graph; where neighbours differ, activations are
+converted. The cheapest choice is a minimum cut (V. Kolmogorov and R. Zabih, "What Energy Functions
+Can Be Minimized via Graph Cuts?", PAMI 26(2), 2004): on one side of it everything is in panels, on
+the other in rows, each vertex is cut off from the side that costs it more, and a value that both
+sides read is converted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from tvm import relax
+
+from ..ops.base import product
+from ..panels import Panels
+from ..schedules.x86 import cost
+from ..schedules.x86.panels_attention import supports_panels
+from ..targets import X86Machine
+from .collect_weights import FusedSite
+from .fuse_epilogue import Body
+from .match_attention import Attention, match_attention
+from .rewrite_main import call_of, static_shape
+
+# Panels are as wide as the usual register tile.
+_VECTORS = 4
+
+Kind = Literal["weight", "norm", "attention", "view"]
+
+
+@dataclass(frozen=True)
+class PanelOp:
+    """An operator of `main` that can take and give panels.
+
+    Attributes
+    ----------
+    kind : Kind
+        What it is; "view" is a reshape that leaves the features alone.
+    members : frozenset of int
+        The bindings that it stands for.
+    result : int
+        The binding whose value it gives.
+    inputs : tuple of relax.Var
+        What it reads in panels.
+    gain_us : float
+        Microseconds that it saves on panels, negative where it is slower.
+    what : Any
+        The `FusedSite` or `Attention`; None for others.
+    """
+
+    kind: Kind
+    members: frozenset[int]
+    result: int
+    inputs: tuple[Any, ...]
+    gain_us: float
+    what: Any = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The operators that work on panels, by the position of their results.
+
+    Attributes
+    ----------
+    ops : mapping of int to PanelOp
+    panels : mapping of int to Panels
+        How each one's tokens are cut.
+    together : sequence of tuple of int
+        Operators with a weight each that read the same activations and whose results only one
+        attention reads: they may be one.
+    """
+
+    ops: Mapping[int, PanelOp] = field(default_factory=dict)
+    panels: Mapping[int, Panels] = field(default_factory=dict)
+    together: Sequence[tuple[int, ...]] = ()
+
+    def of_site(self, fused_site: FusedSite) -> Panels | None:
+        """Return the panels that a weight's operator works on, None when it takes rows."""
+        op = self.ops.get(fused_site.fused.result)
+        return self.panels[op.result] if op is not None and op.kind == "weight" else None
+
+
+def panels_of(tokens: int, machine: X86Machine) -> Panels | None:
+    """Cut tokens in panels; None where they do not fill a vector, and rows are as good."""
+    return Panels(tokens, _VECTORS, machine.lanes) if tokens >= machine.lanes else None
+
+
+def choose_layout(
+    body: Body,
+    sites: Sequence[FusedSite],
+    gains: Mapping[str, float],
+    machine: X86Machine,
+) -> Layout:
+    """Choose the layout of activations.
+
+    Parameters
+    ----------
+    body : Body
+        The model's `main`.
+    sites : sequence of FusedSite
+        The operators with weights.
+    gains : mapping of str to float
+        Microseconds that a site's kernel saves on panels, by binding; sites that are not there
+        take rows.
+    machine : X86Machine
+        Gives the vector width.
+    """
+    ops = _candidates(body, sites, gains, machine)
+    chosen = _cheapest(body, ops, machine)
+    panels = {op.result: _panels_of_op(body, op, machine) for op in chosen}
+    return Layout({op.result: op for op in chosen}, panels, _groups(body, chosen))
+
+
+def _panels_of_op(body: Body, op: PanelOp, machine: X86Machine) -> Panels:
+    shape = static_shape(body.bindings[op.result][0])
+    assert shape is not None
+    panels = panels_of(product(shape[:-1]), machine)
+    assert panels is not None
+    return panels
+
+
+def _candidates(
+    body: Body, sites: Sequence[FusedSite], gains: Mapping[str, float], machine: X86Machine
+) -> list[PanelOp]:
+    found: dict[int, PanelOp] = {}
+    taken: set[int] = set()
+
+    def add(op: PanelOp) -> None:
+        shapes = [static_shape(body.bindings[op.result][0]), *map(static_shape, op.inputs)]
+        if not all(shape is not None and len(shape) >= 2 for shape in shapes):
+            return
+        tokens = {product(shape[:-1]) for shape in shapes if shape is not None}
+        if len(tokens) == 1 and panels_of(tokens.pop(), machine) and not taken & op.members:
+            found[op.result] = op
+            taken.update(op.members)
+
+    for fused_site in sites:
+        gain = gains.get(fused_site.site.binding)
+        fused = fused_site.fused
+        if gain is not None and all(isinstance(t, relax.Var) for t in fused.tensors):
+            inputs = (fused_site.data, *fused.tensors)
+            add(PanelOp("weight", fused.members, fused.result, inputs, gain, fused_site))
+        else:
+            taken.update(fused.members)
+    for attention in match_attention(body):
+        add(_attention_op(attention, machine))
+    for index, (variable, call) in enumerate(body.bindings):
+        if index not in taken:
+            if call_of(call, "nn.layer_norm") and _is_over_features(body, call):
+                elements = product(static_shape(variable) or (1,))
+                gain = cost.norm_gain(elements, machine)
+                add(PanelOp("norm", frozenset([index]), index, (call.args[0],), gain))
+            elif call_of(call, "reshape") and _keeps_features(variable, call):
+                add(PanelOp("view", frozenset([index]), index, (call.args[0],), 0.0))
+    return [found[index] for index in sorted(found)]
+
+
+def _attention_op(attention: Attention, machine: X86Machine) -> PanelOp:
+    a, tokens = attention, attention.batch * attention.tokens
+    panels = panels_of(tokens, machine)
+    gain = cost.attention_gain(tokens * a.heads * a.depth, machine)
+    if panels is None or not supports_panels(a.batch, a.tokens, panels):
+        gain = -1e9
+    inputs = (a.query, a.key, a.value)
+    return PanelOp("attention", a.members, a.result, inputs, gain, attention)
+
+
+def _is_over_features(body: Body, call: Any) -> bool:
+    """Whether a layer norm runs over the last axis, with weights that are known."""
+    shape = static_shape(call.args[0])
+    if shape is None or str(call.args[0].ty.dtype) != "float32":
+        return False
+    if [int(axis) % len(shape) for axis in call.attrs.axes] != [len(shape) - 1]:
+        return False
+    weights = [body.model.params.get(getattr(arg, "name", "")) for arg in call.args[1:3]]
+    return all(w is not None and w.dtype == np.float32 and w.shape == shape[-1:] for w in weights)
+
+
+def _keeps_features(variable: Any, call: Any) -> bool:
+    before, after = static_shape(call.args[0]), static_shape(variable)
+    if before is None or after is None or not isinstance(call.args[0], relax.Var):
+        return False
+    return str(variable.ty.dtype) == "float32" and before[-1:] == after[-1:] and len(after) >= 2
+
+
+class _Graph:
+    """Vertices and directed capacities, in nanoseconds; 0 is the side of panels, 1 that of rows."""
+
+    def __init__(self) -> None:
+        self.count = 2
+        self.edges: dict[tuple[int, int], int] = {}
+
+    def vertex(self) -> int:
+        """Add a vertex."""
+        self.count += 1
+        return self.count - 1
+
+    def connect(self, start: int, end: int, microseconds: float) -> None:
+        """Make it cost something to have `start` in panels and `end` in rows."""
+        capacity = min(round(microseconds * 1e3), 2**30)
+        if capacity > 0:
+            self.edges[start, end] = self.edges.get((start, end), 0) + capacity
+
+    def panels_side(self) -> set[int]:
+        """Cut, and return the vertices in panels."""
+        starts, ends = zip(*self.edges, strict=True)
+        shape = (self.count, self.count)
+        capacity = csr_matrix((list(self.edges.values()), (starts, ends)), shape, np.int32)
+        residual = capacity - maximum_flow(capacity, 0, 1).flow
+        residual.data = np.maximum(residual.data, 0)
+        residual.eliminate_zeros()
+        return set(breadth_first_order(residual, 0, return_predecessors=False).tolist())
+
+
+def _cheapest(body: Body, ops: Sequence[PanelOp], machine: X86Machine) -> list[PanelOp]:
+    """Cut the graph of operators where it costs least."""
+    if not any(op.gain_us > 0 for op in ops):
+        return []
+    graph = _Graph()
+    vertices = {op.result: graph.vertex() for op in ops}
+    for op in ops:
+        if op.gain_us > 0:
+            graph.connect(0, vertices[op.result], op.gain_us)
+        else:
+            graph.connect(vertices[op.result], 1, -op.gain_us)
+    for name, readers in _values(body, ops).items():
+        producer = vertices.get(body.position.get(name, -1), 1)
+        users = [vertices[index] for index in readers.in_panels]
+        price = cost.conversion_us(readers.elements, machine)
+        # Packed once where a reader takes panels that come in rows, unpacked once the other way.
+        packed, unpacked = graph.vertex(), graph.vertex()
+        graph.connect(packed, producer, price)
+        for user in users:
+            graph.connect(user, packed, 1e6)
+        graph.connect(producer, unpacked, price)
+        for user in [*users, *([1] if readers.in_rows else [])]:
+            graph.connect(unpacked, user, 1e6)
+    side = graph.panels_side()
+    return [op for op in ops if vertices[op.result] in side]
+
+
+@dataclass
+class _Readers:
+    elements: int
+    in_panels: list[int] = field(default_factory=list)
+    in_rows: bool = False
+
+
+def _values(body: Body, ops: Sequence[PanelOp]) -> dict[str, _Readers]:
+    """List the values that operators exchange, and who reads each."""
+    values: dict[str, _Readers] = {}
+
+    def readers(variable: Any) -> _Readers:
+        elements = product(static_shape(variable) or (1,))
+        return values.setdefault(variable.name, _Readers(elements))
+
+    inside: dict[int, PanelOp] = {index: op for op in ops for index in op.members}
+    for op in ops:
+        readers(body.bindings[op.result][0])
+        for variable in {variable.name: variable for variable in op.inputs}.values():
+            readers(variable).in_panels.append(op.result)
+    for name, entry in values.items():
+        for user in body.users.get(name, []):
+            op = inside.get(user)
+            if op is None or name not in {variable.name for variable in op.inputs}:
+                entry.in_rows = True
+    return values
+
+
+def _groups(body: Body, chosen: Sequence[PanelOp]) -> list[tuple[int, ...]]:
+    """Find weights side by side: what one attention reads of the same activations."""
+    by_result = {op.result: op for op in chosen}
+    groups = []
+    for op in chosen:
+        if op.kind != "attention":
+            continue
+        results = [body.position.get(variable.name, -1) for variable in op.inputs]
+        sources = [by_result.get(index) for index in results]
+        if len(set(results)) != 3 or any(s is None or s.kind != "weight" for s in sources):
+            continue
+        weights = [source for source in sources if source is not None]
+        same = {source.inputs[0].name for source in weights if len(source.inputs) == 1}
+        users = [set(body.users[variable.name]) for variable in op.inputs]
+        if (
+            len(same) == 1
+            and all(len(s.inputs) == 1 for s in weights)
+            and all(read <= op.members for read in users)
+        ):
+            groups.append(tuple(results))
+    return groups
