@@ -267,8 +267,8 @@ def _values(body: Body, ops: Sequence[PanelOp]) -> dict[str, _Readers]:
             readers(variable).in_panels.append(op.result)
     for name, entry in values.items():
         for user in body.users.get(name, []):
-            op = inside.get(user)
-            if op is None or name not in {variable.name for variable in op.inputs}:
+            reader = inside.get(user)
+            if reader is None or name not in {variable.name for variable in reader.inputs}:
                 entry.in_rows = True
     return values
 

@@ -52,7 +52,8 @@ def _scalar(rewriter: MainRewriter, leaf: Any) -> float | None:
 
 def _factors(rewriter: MainRewriter, expr: Any) -> tuple[float, list[Any]]:
     """Take a product apart: the numbers in it multiplied, and what else it is made of."""
-    factor, leaves = 1.0, []
+    factor = 1.0
+    leaves: list[Any] = []
     for leaf in expr.args:
         number = _scalar(rewriter, leaf)
         inner = rewriter.lookup(leaf)

@@ -307,9 +307,9 @@ class _Emitter:
             number = next(i for i, known in enumerate(tensors) if known.same_as(value.tensor))
             sources.append(Source(number, value.features, value.first))
         kind, mask = self._mask(a, result.name)
-        lead = (1, 1) if mask is None else static_shape(mask)[:2]
+        lead = (static_shape(mask) if mask is not None else None) or (1, 1)
         geometry = AttentionGeometry(
-            a.batch, a.tokens, a.heads, a.kv_heads, a.depth, a.scale, kind, *lead
+            a.batch, a.tokens, a.heads, a.kv_heads, a.depth, a.scale, kind, lead[0], lead[1]
         )
         symbol = self._shared(attention_panels, geometry, panels, tuple(sources), self.machine)
         features = a.heads * a.depth

@@ -119,13 +119,7 @@ def together(layout: Layout, tasks: Sequence[Task]) -> list[list[Task]]:
     grouped: dict[int, list[Task]] = {}
     for results in layout.together:
         group = [by_result[result] for result in results]
-        alike = {(t.kernel, repr(sorted(t.config.items())), t.site.workload) for t in group}
-        widths = {t.site.workload.geometry.k for t in group}  # type: ignore[union-attr]
-        if (
-            len({(kernel, config) for kernel, config, _ in alike}) == 1
-            and len(widths) == 1
-            and (len({workload.epilogue for _, _, workload in alike}) == 1)
-        ):
+        if len({_what_must_agree(task) for task in group}) == 1:
             grouped.update({result: group for result in results})
     done: set[int] = set()
     found = []
@@ -138,12 +132,23 @@ def together(layout: Layout, tasks: Sequence[Task]) -> list[list[Task]]:
     return found
 
 
+def _what_must_agree(task: Task) -> tuple[str, str, Workload]:
+    """Name the kernel, its configuration, and the workload but for the number of its features."""
+    workload = task.site.workload
+    assert isinstance(workload.geometry, MatmulGeometry)
+    anyhow = replace(workload, geometry=replace(workload.geometry, m=0))
+    return task.kernel, repr(sorted(task.config.items())), anyhow
+
+
 def workload_of(group: Sequence[Task]) -> Workload:
     """Describe what some layers compute together: all their features, of the same activations."""
     workload = group[0].site.workload
     if group[0].panels is None:
         return workload
-    rows = sum(task.site.workload.geometry.weight_shape[0] for task in group)  # type: ignore[union-attr]
+    rows = 0
+    for task in group:
+        assert task.site.workload.geometry is not None
+        rows += task.site.workload.geometry.weight_shape[0]
     geometry = workload.geometry
     assert isinstance(geometry, MatmulGeometry)
     return in_panels(replace(workload, geometry=replace(geometry, m=rows)))

@@ -34,7 +34,7 @@ _LAYOUTS: tuple[Literal["rows", "panels"], ...] = ("rows", "panels")
 # Cycles that the sums across a row of layer norm take beside those down a column, a vector.
 _NORM_CYCLES = 1.5
 
-# Transpositions of attention in rows: queries, keys, values and the result, each a pass over memory.
+# Transpositions of attention in rows, of queries, keys, values and the result: passes over memory.
 _TURNS = 5.0
 
 # Cycles from a multiply-add to the next one that needs its result.

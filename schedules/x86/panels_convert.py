@@ -53,7 +53,8 @@ def _conversion(name: str, panels: Panels, features: int, machine: X86Machine) -
     shapes = ([panels.tokens, features], [panels.size(features)])
     result: list[Any] = []
     with dense_kernel(name, result) as kernel:
-        x, y = (kernel.tensor(n, s) for n, s in zip("xy", shapes[:: 1 if packs else -1]))
+        x = kernel.tensor("x", shapes[0 if packs else 1])
+        y = kernel.tensor("y", shapes[1 if packs else 0])
         squares = _Squares(panels, features, *((x, y) if packs else (y, x)))
         cost = panels.columns * features / panels.lanes * _NANOSECONDS_PER_VECTOR / 1e3
         with kernel.body(), outer_loop(panels.tiles.total, cost, machine.threads) as index:

@@ -47,7 +47,8 @@ _ERF_LARGE = (
     -0.0031831234227865934,
     0.00021018284314777702,
 )
-# (log2(erfc(x / sqrt(2)) / 2) + 1) / x on 0 <= x <= 5.5; x times that normal tail to 2.2e-8 max(1, x).
+# (log2(erfc(x / sqrt(2)) / 2) + 1) / x on 0 <= x <= 5.5, so that x times this tail of the normal
+# distribution is off by at most 2.2e-8 max(1, x).
 _TAIL = (
     -1.151119302218368,
     -0.4590947846812534,

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import tvm_ffi
+from attention_models import attention
 from dense_support import target_of
 from guard_pages import PLACES, GuardedArray, build_scratch_guard, guard_scratch, run_in_child
 from test_compile import inverted_residual, residual_block
@@ -20,6 +21,9 @@ from tvm_sparse import zoo
 MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "mlp": lambda: zoo.mlp(batch=5, sizes=(150, 203, 71, 10)),
     "transformer": lambda: zoo.bert_encoder(layers=1, hidden=60, heads=3, ffn=110, seq=19),
+    # Panels of two widths, with tokens that fill no vector.
+    "uneven panels": lambda: zoo.bert_encoder(layers=1, hidden=60, heads=3, ffn=110, seq=77),
+    "masked attention": lambda: attention(mask="shared pairs", tokens=50),
     "residual block": residual_block,
     "inverted residual": inverted_residual,
 }
