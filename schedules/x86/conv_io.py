@@ -66,6 +66,10 @@ class ConvIO:
         self.x, self.y = flat(self.x), flat(self.y)
         self.tensors = [flat(tensor) for tensor in self.tensors]
 
+    def with_lanes(self, lanes: int) -> ConvIO:
+        """Images are of known size."""
+        raise NotImplementedError
+
     def columns(self) -> Any:
         """Count the output pixels of an image."""
         return self.geometry.pixels

@@ -16,11 +16,11 @@ from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal
 
+from ...panels import split_evenly
 from ...profile import SparsityProfile
 from ...targets import X86Machine
 from ...workload import Conv2dGeometry, Geometry, MatmulGeometry, Workload
 from ..base import Config
-from .panel_kernel import split_columns
 
 # Tokens or images assumed where the batch is symbolic.
 SYMBOLIC_TOKENS = 128
@@ -213,7 +213,7 @@ def _extent(workload: Workload, lanes: int, nt: int) -> _Extent:
         assert geometry is not None
         columns = geometry.pixels
         images = (geometry.batch or SYMBOLIC_BATCH) * geometry.groups
-    tiles = split_columns(columns, nt, lanes)
+    tiles = split_evenly(columns, nt, lanes)
     return _Extent(
         images * tiles.total, images * (tiles.full * tiles.nt + tiles.rest * tiles.nt_rest)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,12 @@ class MatmulIO:
         """Alias x, the tensors and y as flat buffers."""
         self.x, self.y = flat(self.x), flat(self.y)
         self.tensors = [flat(tensor) for tensor in self.tensors]
+
+    def with_lanes(self, lanes: int) -> MatmulIO:
+        """Return the same on vectors of another width."""
+        other = copy.copy(self)
+        other.vectors = Vectors(lanes)
+        return other
 
     def columns(self) -> Any:
         """Count the tokens."""

@@ -9,10 +9,11 @@ it. What differs between operators is how a panel is packed and how results are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
+from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
@@ -28,16 +29,29 @@ Weight = MaskedWeight | SlicedWeight | DenseWeight
 Share = tuple[int, int]
 
 
-def split_columns(columns: Any, nt: int, lanes: int) -> Tiles:
-    """Cover `columns` by panels of at most `nt` vectors.
+@dataclass(frozen=True)
+class SymbolicTiles:
+    """Panels over a number of columns that is known when the kernel runs, as even as others.
 
-    A known number is shared out evenly; a symbolic one ends in panels of one vector.
+    Attributes
+    ----------
+    nt : int
+        Vectors of the widest panel that there may be.
+    vectors, total : expr
+        Vectors of columns, and the panels over them.
     """
+
+    nt: int
+    vectors: Any
+    total: Any
+
+
+def split_columns(columns: Any, nt: int, lanes: int) -> Tiles | SymbolicTiles:
+    """Cover `columns`, a number or an expression, by even panels of at most `nt` vectors."""
     if isinstance(columns, int):
         return split_evenly(columns, nt, lanes)
-    width = nt * lanes
-    full = T.floordiv(columns, width)
-    return Tiles(nt, full, 1, T.floordiv(columns - full * width + lanes - 1, lanes))
+    vectors = T.floordiv(columns + lanes - 1, lanes)
+    return SymbolicTiles(nt, vectors, T.floordiv(vectors + nt - 1, nt))
 
 
 class PanelIO(Protocol):
@@ -51,6 +65,9 @@ class PanelIO(Protocol):
 
     def open_views(self) -> None:
         """Alias the arguments of several dimensions as flat buffers, once all are declared."""
+
+    def with_lanes(self, lanes: int) -> PanelIO:
+        """Return the same on narrower vectors; called where the number of columns is symbolic."""
 
     def columns(self) -> Any:
         """Columns of X that one image (or the whole batch of tokens) has."""
@@ -112,8 +129,22 @@ class PanelShape:
         return max(max(hi[0] - lo[0], (hi[1] - lo[1]) * self.mr) for lo, hi in pairwise(bounds))
 
 
-def build_panel_kernel(name: str, shape: PanelShape, io: PanelIO, weight: Weight) -> Any:
-    """Build the PrimFunc: arguments x, weight arrays, epilogue vectors, epilogue tensors, y."""
+@dataclass(frozen=True)
+class Bucket:
+    """Numbers of columns, `first` to `last`, that take panels of one vector of `lanes`."""
+
+    first: int
+    last: int
+    lanes: int
+
+
+def build_panel_kernel(
+    name: str, shape: PanelShape, io: PanelIO, weight: Weight, buckets: Sequence[Bucket] = ()
+) -> Any:
+    """Build the PrimFunc: arguments x, weight arrays, epilogue vectors, epilogue tensors, y.
+
+    `buckets` are for a number of columns that is known when the kernel runs.
+    """
     with IRBuilder() as builder:
         with B.prim_func():
             B.func_name(name)
@@ -122,16 +153,40 @@ def build_panel_kernel(name: str, shape: PanelShape, io: PanelIO, weight: Weight
             args = weight.declare()
             io.declare_output()
             io.open_views()
-            tiles = split_columns(io.columns(), shape.nt, shape.lanes)
-            images, threads = io.images(), shape.threads
-            if isinstance(images, int) and images > 1 and images % threads == 0:
-                # Whole images for every thread.
-                with _loop(images, threads) as image:
-                    _emit_image(shape, io, weight, args, tiles, image, 1)
-            else:
-                with B.serial(0, images) as image:
-                    _emit_image(shape, io, weight, args, tiles, image, threads)
+            _emit_buckets(shape, io, weight, args, buckets)
     return builder.get()
+
+
+def _emit_buckets(
+    shape: PanelShape,
+    io: PanelIO,
+    weight: Weight,
+    args: dict[str, Any],
+    buckets: Sequence[Bucket],
+) -> None:
+    """Emit the kernel once for each range of columns, and once for all other numbers."""
+    if not buckets:
+        _emit_images(shape, io, weight, args)
+        return
+    bucket = buckets[0]
+    with B.If(tirx.all(io.columns() >= bucket.first, io.columns() <= bucket.last)):
+        with B.Then():
+            narrow = replace(shape, lanes=bucket.lanes, nt=1, threads=1)
+            _emit_images(narrow, io.with_lanes(bucket.lanes), weight, args)
+        with B.Else():
+            _emit_buckets(shape, io, weight, args, buckets[1:])
+
+
+def _emit_images(shape: PanelShape, io: PanelIO, weight: Weight, args: dict[str, Any]) -> None:
+    tiles = split_columns(io.columns(), shape.nt, shape.lanes)
+    images, threads = io.images(), shape.threads
+    if isinstance(images, int) and images > 1 and images % threads == 0:
+        # Whole images for every thread.
+        with _loop(images, threads) as image:
+            _emit_image(shape, io, weight, args, tiles, image, 1)
+    else:
+        with B.serial(0, images) as image:
+            _emit_image(shape, io, weight, args, tiles, image, threads)
 
 
 def _loop(count: Any, threads: int) -> Any:
@@ -143,7 +198,7 @@ def _emit_image(
     io: PanelIO,
     weight: Weight,
     args: dict[str, Any],
-    tiles: Tiles,
+    tiles: Tiles | SymbolicTiles,
     image: Any,
     threads: int,
 ) -> None:
@@ -173,9 +228,9 @@ def _chunk(units: Any, threads: int) -> Any:
     return -(-units // threads) if isinstance(units, int) else T.floordiv(units - 1, threads) + 1
 
 
-def share_out(tiles: Tiles, splits: int, threads: int, lanes: int) -> list[Share]:
+def share_out(tiles: Tiles | SymbolicTiles, splits: int, threads: int, lanes: int) -> list[Share]:
     """Tell which columns each thread's panels cover; nothing where their number is symbolic."""
-    if not isinstance(tiles.total, int):
+    if isinstance(tiles, SymbolicTiles):
         return []
 
     def start(tile: int) -> int:
@@ -192,7 +247,7 @@ def _emit_unit(
     io: PanelIO,
     weight: Weight,
     args: dict[str, Any],
-    tiles: Tiles,
+    tiles: Tiles | SymbolicTiles,
     image: Any,
     unit: Any,
 ) -> None:
@@ -211,8 +266,13 @@ def _emit_unit(
     emit_tile(tiles, shape.lanes, tile_index, emit)
 
 
-def emit_tile(tiles: Tiles, lanes: int, index: Any, emit: Callable[[Any, int], None]) -> None:
-    """Emit what works on one panel, `emit`(first column, vectors), for either width."""
+def emit_tile(
+    tiles: Tiles | SymbolicTiles, lanes: int, index: Any, emit: Callable[[Any, int], None]
+) -> None:
+    """Emit what works on one panel, `emit`(first column, vectors), for every width."""
+    if isinstance(tiles, SymbolicTiles):
+        _emit_symbolic_tile(tiles, lanes, index, emit)
+        return
     width, narrow = tiles.nt * lanes, tiles.nt_rest * lanes
     wide_only = isinstance(tiles.rest, int) and tiles.rest == 0
     narrow_only = isinstance(tiles.full, int) and tiles.full == 0
@@ -226,6 +286,22 @@ def emit_tile(tiles: Tiles, lanes: int, index: Any, emit: Callable[[Any, int], N
                 emit(index * width, tiles.nt)
             with B.Else():
                 emit(tiles.full * width + (index - tiles.full) * narrow, tiles.nt_rest)
+
+
+def _emit_symbolic_tile(
+    tiles: SymbolicTiles, lanes: int, index: Any, emit: Callable[[Any, int], None]
+) -> None:
+    narrow = T.floordiv(tiles.vectors, tiles.total)
+    wider = tiles.vectors - narrow * tiles.total
+    # Held in buffers: the choices below would compute them again.
+    held = B.alloc_buffer((2,), "int64", scope="global")
+    first = T.min(index, wider) * (narrow + 1) + T.max(index - wider, 0) * narrow
+    width = narrow + T.if_then_else(index < wider, 1, 0)
+    B.buffer_store(held, T.Cast("int64", first * lanes), [0])
+    B.buffer_store(held, T.Cast("int64", width), [1])
+    for vectors in range(tiles.nt, 0, -1):
+        with B.If(held[1] == vectors), B.Then():
+            emit(held[0], vectors)
 
 
 def _emit_rows(

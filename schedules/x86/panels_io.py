@@ -48,6 +48,10 @@ class PanelsIO:
     def open_views(self) -> None:
         """All tensors are flat."""
 
+    def with_lanes(self, lanes: int) -> PanelsIO:
+        """Panels are of one width."""
+        raise NotImplementedError
+
     def columns(self) -> Any:
         """Count the tokens."""
         return self.panels.tokens

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...formats import Match, PackedWeight
 from ...formats.splitting import MAX_BLOCK
-from ...panels import Panels
+from ...panels import Panels, split_evenly
 from ...profile import SparsityProfile
 from ...targets import X86Machine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -23,7 +23,7 @@ from .depthwise import depthwise_conv2d
 from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
 from .metaschedule import METASCHEDULE
-from .panel_kernel import PanelShape, Weight, build_panel_kernel, split_columns
+from .panel_kernel import Bucket, PanelShape, Weight, build_panel_kernel
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 
@@ -46,6 +46,8 @@ _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 }
 # One vector of tokens, and one token: vectors of one float, whose rows the compiler may gather.
 _NARROW_TILES = ((6, 1), (4, 1))
+# Vectors that are narrower than the widest.
+_NARROWER = (4, 8)
 _SCALAR_TILES = ((16, 1), (8, 1))
 _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (4, 4), (3, 4), (1, 4)),
@@ -94,7 +96,7 @@ def _with_threads(
         return {**config, "threads": 1, "parts": 1}
     geometry = workload.geometry
     symbolic = isinstance(geometry, MatmulGeometry) and geometry.n is None
-    panels = split_columns(columns_of(workload), config["nt"], machine.lanes).total
+    panels = split_evenly(columns_of(workload), config["nt"], machine.lanes).total
     enough = panels >= 4 * workload.threads or panels % workload.threads == 0
     parts = 1 if enough and not symbolic else workload.threads
     return {**config, "threads": workload.threads, "parts": parts}
@@ -219,7 +221,18 @@ def _panel_kernel(
     else:
         assert geometry is not None
         io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
-    return build_panel_kernel(name, shape, io, weight)
+    symbolic = isinstance(geometry, MatmulGeometry) and geometry.n is None
+    return build_panel_kernel(name, shape, io, weight, _buckets(machine) if symbolic else ())
+
+
+def _buckets(machine: X86Machine) -> list[Bucket]:
+    """Choose narrower vectors for few tokens, where a wide one would mostly multiply nothing."""
+    buckets, first = [], 1
+    for lanes in _NARROWER:
+        if lanes < machine.lanes:
+            buckets.append(Bucket(first, lanes, lanes))
+            first = lanes + 1
+    return buckets
 
 
 def _build_sparse(

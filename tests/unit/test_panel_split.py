@@ -4,12 +4,14 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tvm_sparse.schedules.x86.panel_kernel import share_out, split_columns
+from tvm_sparse.schedules.x86.panel_kernel import share_out
+
+from tvm_sparse.panels import split_evenly
 
 
 @given(columns=st.integers(1, 5000), nt=st.integers(1, 8), lanes=st.sampled_from([1, 4, 8, 16]))
 def test_panels_cover_the_columns_in_as_few_and_as_even_widths_as_can_be(columns, nt, lanes):
-    tiles = split_columns(columns, nt, lanes)
+    tiles = split_evenly(columns, nt, lanes)
     vectors = -(-columns // lanes)
     assert tiles.full * tiles.nt + tiles.rest * tiles.nt_rest == vectors
     assert tiles.nt <= nt
@@ -24,7 +26,7 @@ def test_panels_cover_the_columns_in_as_few_and_as_even_widths_as_can_be(columns
     threads=st.integers(1, 5),
 )
 def test_threads_cover_all_columns_between_them(columns, nt, splits, threads):
-    tiles = split_columns(columns, nt, 16)
+    tiles = split_evenly(columns, nt, 16)
     shares = share_out(tiles, splits, threads, 16)
     assert len(shares) == threads
     covered = sorted(share for share in shares if share[0] < share[1])
