@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as B
 
 from ...panels import Panels
 from ...workload import Epilogue, MatmulGeometry
-from ..epilogue import emit_epilogue
+from ..epilogue import emit_epilogue, is_long
 from ..vectors import Vectors
 from .matmul_io import argument
 from .register_tile import RegisterTile
@@ -29,7 +29,10 @@ class PanelsIO:
         self.geometry, self.epilogue, self.panels = geometry, epilogue, panels
         self.vectors, self.kb = Vectors(panels.lanes), kb
         self.mr, self.every_slot_is_a_row = mr, geometry.m % mr == 0
-        self.tiles = TileStore(epilogue, geometry.m)
+        # A long epilogue is applied when the unit ends, in a loop that nothing interrupts: behind
+        # each tile, whose loops end unforeseen, its latency would show.
+        self.at_the_end = is_long(epilogue)
+        self.tiles = TileStore(Epilogue() if self.at_the_end else epilogue, geometry.m)
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -84,25 +87,18 @@ class PanelsIO:
         return B.alloc_buffer((rows * width,), "float32", scope="global"), 0
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
-        """Apply the epilogue and store every row that exists."""
+        """Store every row that exists, and apply the epilogue if it is short."""
+        v = self.vectors
 
-        def store_row(row: Any, values: Any, offset: Any) -> None:
-            self._store_row(tile, row, first, values, offset)
+        def store_row(row: Any, registers: Any, _offset: Any) -> None:
+            base = first * (self.geometry.m + 1) + row * tile.width
+            for j, register in enumerate(registers):
+                if self.at_the_end:
+                    v.store(self.y, v.load(register), base + j * v.lanes)
+                else:
+                    self._store_vector(v.load(register), row, base + j * v.lanes)
 
         self.tiles.store(tile, rows, store_row)
-
-    def _store_row(
-        self, tile: RegisterTile, row: Any, first: Any, values: Any, offset: Any
-    ) -> None:
-        v = self.vectors
-        base = first * (self.geometry.m + 1) + row * tile.width
-        if offset is None:
-            for j, register in enumerate(values):
-                self._store_vector(v.load(register), row, base + j * v.lanes)
-            return
-        with B.serial(0, tile.nt) as j:
-            acc = v.keep(v.load(values, offset + j * v.lanes))
-            self._store_vector(acc, row, base + j * v.lanes)
 
     def _store_vector(self, acc: Any, row: Any, at: Any) -> None:
         v = self.vectors
@@ -116,8 +112,13 @@ class PanelsIO:
         v.store(self.y, result, at)
 
     def end_unit(self, image: Any, first: Any, nt: int, row_range: tuple[Any, Any]) -> None:
-        """Write the zeros behind the last feature."""
+        """Apply a long epilogue, and write the zeros behind the last feature."""
         v, m = self.vectors, self.geometry.m
+        if self.at_the_end:
+            with B.serial(row_range[0], row_range[1]) as row:
+                for j in range(nt):
+                    at = first * (m + 1) + (row * nt + j) * v.lanes
+                    self._store_vector(v.keep(v.load(self.y, at)), row, at)
         if row_range[1] == m:
             base = first * (m + 1) + m * nt * v.lanes
             for j in range(nt):
