@@ -75,7 +75,7 @@ test-torch: $(TEST)/ready
 
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
 bench: $(TEST)/ready
-	$(TEST)/bin/python benchmarks/readme_table.py
+	$(TEST)/bin/python benchmarks/networks.py
 
 # Hours of the same; needs g++ for the hand-written bar. Cases that are there already are measured again.
 bench-kernels: $(TEST)/ready

@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 
 import numpy as np
-from readme_table import unpruned
+from networks import unpruned
 from timing import System, hot
 
 import tvm_sparse as ts

@@ -300,16 +300,16 @@ def test_the_tables_say_what_failed_and_on_what_they_were_measured():
 
 
 # ---------------------------------------------------------------------------------------------
-# The README's table
+# The tables of networks
 # ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "readme_table.py"
-    spec = importlib.util.spec_from_file_location("readme_table", path)
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "networks.py"
+    spec = importlib.util.spec_from_file_location("networks", path)
     loaded = importlib.util.module_from_spec(spec)
-    sys.modules["readme_table"] = loaded
+    sys.modules["networks"] = loaded
     spec.loader.exec_module(loaded)
     return loaded
 
@@ -340,14 +340,14 @@ def test_a_stopped_run_goes_on_where_it_was(script, tmp_path, monkeypatch):
 
     monkeypatch.setattr(script, "bench", fake)
     path = tmp_path / "results.json"
-    script.measure(script.QUICK[:1], path, 1)
+    script.measure(script.QUICK[:1], path, [1])
     assert len(asked) == 1
-    result = script.measure(script.QUICK, path, 1)
+    result = script.measure(script.QUICK, path, [1])
     assert asked[1:] == ["layer 96x96 @ 80%", "layer 96x96 @ 90%"]
     assert len(result.cases) == 3
-    script.measure(script.QUICK, path, 1)
+    script.measure(script.QUICK, path, [1])
     assert len(asked) == 3
-    script.measure(script.QUICK, path, 1, again=True)
+    script.measure(script.QUICK, path, [1], again=True)
     assert len(asked) == 6
 
 
@@ -359,9 +359,9 @@ def test_results_of_another_machine_are_measured_again(script, tmp_path, monkeyp
 
     monkeypatch.setattr(script, "bench", fake)
     path = tmp_path / "results.json"
-    script.measure(script.QUICK[:1], path, 1)
+    script.measure(script.QUICK[:1], path, [1])
     networks = (script.QUICK[0], replace(script.QUICK[1], sparsities=(0.8,)))
-    script.measure(networks, path, 1)
+    script.measure(networks, path, [1])
     data = json.loads(path.read_text())
     assert data["cpu"] == "two"
     assert len(data["cases"]) == 2
