@@ -4,8 +4,8 @@
 
 Every system runs the network in a process of its own that does nothing else: the exported library
 with TVM's runtime, the ONNX file with ONNX Runtime. What counts is the process's largest resident
-set, with what importing the packages takes said beside it. Writes benchmarks/results/memory.json and
-the table of docs/networks.md.
+set, with what importing the packages takes said beside it. Writes benchmarks/results/memory.json
+and the table of docs/networks.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure the time per item of modules whose batch or length is symbolic: is there a cliff?
+"""Measure the time per item of modules whose batch or length is symbolic, and look for cliffs.
 
     python benchmarks/sizes.py         # writes benchmarks/results/sizes.json, docs/networks.md
 
@@ -9,6 +9,7 @@ together around those at which vectors and panels end.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
@@ -93,7 +94,7 @@ def _call(module: Any, x: np.ndarray) -> float:
 def jumps(times: dict[int, float]) -> dict[int, float]:
     """Return each size's time per item over that of the one before."""
     sizes = list(times)
-    return {b: times[b] / times[a] for a, b in zip(sizes, sizes[1:], strict=False)}
+    return {b: times[b] / times[a] for a, b in itertools.pairwise(sizes)}
 
 
 def table(results: dict[str, dict[int, float]]) -> str:

@@ -2,9 +2,9 @@
 
     python benchmarks/time_budget.py      # writes results/time_budget.json, docs/networks.md
 
-Times are those of `module.profile`, which stops between kernels. The floor is what the multiply-adds
-that cannot be left out (nonzeros times columns, products of attention) take at the rate of one core,
-measured in the same process; what has none is bound by memory or latency.
+Times are those of `module.profile`, which stops between kernels. The floor is what the
+multiply-adds that cannot be left out (nonzeros times columns, products of attention) take at the
+rate of one core, measured in the same process; what has none is bound by memory or latency.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 import onnx
 from networks import PAGE, rewritten, unpruned
 from roofline import measure_limits
+from tvm_sparse.passes.collect_weights import collect_weights
+from tvm_sparse.passes.fuse_epilogue import Body
+from tvm_sparse.passes.match_attention import match_attention
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.bench import cpu_name, pinned
 from tvm_sparse.files import write_text
-from tvm_sparse.passes.collect_weights import collect_weights
-from tvm_sparse.passes.fuse_epilogue import Body
-from tvm_sparse.passes.match_attention import match_attention
 from tvm_sparse.targets import machine_of, resolve_target
 
 RESULTS = Path(__file__).resolve().parent / "results" / "time_budget.json"
