@@ -19,6 +19,8 @@ from .vectorize_math import replace_math_calls
 _LARGEST_INLINED = 400
 # Nodes that a call stands for once it is a polynomial.
 _CALL_SIZE = 20
+# Polynomials of polynomials: TVM takes twice as long for each more.
+_MOST_NESTED = 2
 # What schedule primitives raise when they do not apply.
 _REFUSALS = (RuntimeError, ValueError, IndexError)
 _PARALLEL_MICROSECONDS = 50.0
@@ -137,6 +139,9 @@ def _should_stay(schedule: Schedule, block: Any) -> bool:
         sum(load.source.same_as(buffer) for load in _nodes(schedule.get(c).body, tvm.ir.TensorLoad))
         for c in consumers
     )
+    calls = len(_nodes(schedule.get(block).body, tvm.ir.Call))
+    if calls >= _MOST_NESTED and any(_nodes(schedule.get(c).body, tvm.ir.Call) for c in consumers):
+        return True
     return uses > 1 and uses * _size(schedule.get(block).body) > _LARGEST_INLINED
 
 

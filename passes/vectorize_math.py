@@ -7,7 +7,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import te, tirx
 
 from ..schedules.x86 import vector_math
 
@@ -21,6 +21,34 @@ REPLACEMENTS: dict[str, Callable[[Any, int], Any]] = {
     "tirx.tanh": vector_math.tanh,
     "tirx.sigmoid": vector_math.sigmoid,
 }
+
+
+# Functions that TVM has no intrinsic for stand as external calls until they are replaced.
+_EXTERNAL: dict[str, Callable[[Any, int], Any]] = {"tvm_sparse.gelu": vector_math.gelu}
+
+
+def _legalize_gelu(builder: Any, call: Any) -> Any:
+    """Leave GELU whole: written as its formula, it takes an erf that is better than needed."""
+    x = call.args[0]
+    if str(x.ty.dtype) != "float32":
+        return _stock_legalization("relax.nn.gelu")(builder, call)
+
+    def gelu(x: Any) -> Any:
+        return te.compute(
+            x.shape,
+            lambda *at: tirx.call_pure_extern("float32", "tvm_sparse.gelu", x[at]),
+            name="gelu",
+        )
+
+    return builder.call_te(gelu, x)
+
+
+def _stock_legalization(name: str) -> Any:
+    return tvm.ir.Op.get(name).get_attr("FLegalize")
+
+
+# For `LegalizeOps`: operator -> how it becomes TensorIR, where TVM's own way is slow.
+LEGALIZATIONS: dict[str, Callable[[Any, Any], Any]] = {"relax.nn.gelu": _legalize_gelu}
 
 
 def _power(x: Any, exponent: Any, lanes: int) -> Any | None:
@@ -45,6 +73,9 @@ def replace_math_calls(function: tirx.PrimFunc) -> tirx.PrimFunc:
         if name == "tirx.pow":
             power = _power(call.args[0], call.args[1], lanes)
             return call if power is None else power
+        if name == "tirx.call_pure_extern":
+            function = _EXTERNAL.get(getattr(call.args[0], "value", ""))
+            return call if function is None else function(call.args[1], lanes)
         return REPLACEMENTS[name](call.args[0], lanes) if name in REPLACEMENTS else call
 
     body = tvm_ffi.structural_map(function.body, (tvm.ir.Call, replace))

@@ -20,6 +20,7 @@ from .passes.collect_weights import FusedSite
 from .passes.lower_dense_ops import LowerDenseOps
 from .passes.rewrite_weights import KernelCall, rewrite_weights
 from .passes.schedule_rest import ScheduleRest
+from .passes.vectorize_math import LEGALIZATIONS
 from .planner import Plan
 from .progress import Progress
 from .schedules.base import matrix_view
@@ -108,7 +109,7 @@ def late_passes(machine: X86Machine, target: Any) -> Any:
         [
             LowerDenseOps(machine),
             *stock.library_dispatch_passes(target),
-            relax.transform.LegalizeOps(),
+            relax.transform.LegalizeOps(LEGALIZATIONS),
             # Before fusion: a reshape is a view, until it is fused with another one and copies.
             relax.transform.RewriteDataflowReshape(),
             relax.transform.AnnotateTIROpPattern(),
