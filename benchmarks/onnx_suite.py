@@ -3,11 +3,11 @@
     python benchmarks/onnx_suite.py                     # all, half an hour; writes the results
     python benchmarks/onnx_suite.py --only softmax      # some, nothing is written
 
-The tests are those that the onnx package brings along: one for each operator and its corners
-("node"), small graphs ("simple"), and what PyTorch exported ("pytorch-operator",
-"pytorch-converted"). A test passes when all outputs agree with the stored ones within its own
-tolerance. Tests run in child processes, so that a crash costs one test. Writes
-benchmarks/results/onnx_suite.json and the count in docs/networks.md.
+The tests are those that the onnx package brings along for every operator and its corners ("node"),
+small graphs ("simple"), and the light models, whose weights stand in for the trained ones; a light
+model's outputs are those of ONNX Runtime. A test passes when all outputs agree with the expected
+ones within its own tolerance. Tests run in child processes, so that a crash costs one test.
+Writes benchmarks/results/onnx_suite.json and the count in docs/networks.md.
 """
 
 from __future__ import annotations
@@ -22,53 +22,62 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from networks import PAGE, rewritten
-from onnx import numpy_helper
+from onnx.backend.test.case import model as simple
+from onnx.backend.test.case import node
 
-from tvm_sparse.errors import SparseError
+from tvm_sparse import zoo
 from tvm_sparse.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "onnx_suite.json"
 BEGIN, END = "<!-- onnx:begin -->", "<!-- onnx:end -->"
-KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
 SYSTEMS = ("tvm", "tvm_sparse")
 # Seconds that a test may take.
 _PATIENCE = 120
 
 
-def cases() -> list[tuple[str, Path]]:
-    """List the tests: name, and the folder that holds the model and its data."""
-    root = Path(onnx.__file__).parent / "backend" / "test" / "data"
-    return [
-        (f"{kind}/{folder.name}", folder)
-        for kind in KINDS
-        for folder in sorted((root / kind).iterdir())
-        if (folder / "model.onnx").exists()
-    ]
+@dataclass(frozen=True)
+class Case:
+    """A model with inputs and expected outputs."""
+
+    model: onnx.ModelProto
+    data: Sequence[tuple[Sequence[Any], Sequence[Any]]]
+    rtol: float = 1e-3
+    atol: float = 1e-6
 
 
-def tensors(folder: Path, prefix: str) -> list[np.ndarray]:
-    """Read the stored inputs or outputs.
+def cases() -> dict[str, Callable[[], Case]]:
+    """List the tests by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [*node.collect_testcases(None), *simple.collect_testcases()]
+    listed: dict[str, Callable[[], Case]] = {
+        f"{test.kind}/{test.name}": partial(
+            Case, test.model, test.data_sets, test.rtol, max(test.atol, 1e-6)
+        )
+        for test in found
+        if test.model is not None and test.data_sets
+    }
+    return listed | {f"light/{name}": partial(light, name) for name in zoo.LIGHT_MODELS}
 
-    Raises
-    ------
-    SparseError
-        When one is no tensor.
-    """
-    found = []
-    for index in range(len(list(folder.glob(f"{prefix}_*.pb")))):
-        tensor = onnx.TensorProto()
-        try:
-            tensor.ParseFromString((folder / f"{prefix}_{index}.pb").read_bytes())
-            found.append(numpy_helper.to_array(tensor))
-        except Exception as error:
-            raise SparseError(f"{prefix} {index} is no tensor") from error
-    return found
+
+def light(name: str) -> Case:
+    """Make a light model, and run it with ONNX Runtime."""
+    import onnxruntime
+
+    model = zoo.light_model(name)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    given = session.get_inputs()[0]
+    x = np.random.default_rng(0).standard_normal(given.shape).astype(np.float32)
+    outputs = session.run(None, {given.name: x})
+    return Case(model, [([x], outputs)], 1e-3, 1e-4 * float(np.abs(outputs[0]).max()))
 
 
 def run_tvm(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -105,17 +114,23 @@ RUNNERS: dict[str, Callable[..., list[np.ndarray]]] = {
 }
 
 
-def outcome(system: str, folder: Path) -> str:
+def outcome(system: str, make: Callable[[], Case]) -> str:
     """Run one test; "ok", or what went wrong in one line."""
     try:
-        model = onnx.load(folder / "model.onnx")
-        for data in sorted(folder.glob("test_data_set_*")):
-            wanted = tensors(data, "output")
-            got = RUNNERS[system](model, tensors(data, "input"))
+        case = make()
+        for inputs, wanted in case.data:
+            if not all(isinstance(x, np.ndarray) for x in [*inputs, *wanted]):
+                return "sequences and optional values are no tensors"
+            got = RUNNERS[system](case.model, inputs)
             for ours, theirs in zip(got, wanted, strict=True):
                 if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
                     return f"{ours.dtype}{ours.shape} for {theirs.dtype}{theirs.shape}"
-                np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+                np.testing.assert_allclose(
+                    ours.astype(np.float64) if ours.dtype.kind == "f" else ours,
+                    theirs.astype(np.float64) if theirs.dtype.kind == "f" else theirs,
+                    rtol=case.rtol,
+                    atol=case.atol,
+                )
     except AssertionError:
         return "wrong numbers"
     except Exception as error:
@@ -127,7 +142,7 @@ def outcome(system: str, folder: Path) -> str:
 def child(first: int, names: Path) -> None:
     """Run tests from number `first` on; a line when one begins, a line for each outcome."""
     warnings.simplefilter("ignore")
-    known = dict(cases())
+    known = cases()
     for number, name in enumerate(names.read_text().splitlines()):
         if number < first:
             continue
@@ -164,7 +179,7 @@ def run_all(names: Sequence[str]) -> dict[str, dict[str, str]]:
 def _alone(name: str) -> str:
     code = (
         "import onnx_suite; "
-        f"print(onnx_suite.outcome({SYSTEMS[-1]!r}, dict(onnx_suite.cases())[{name!r}]))"
+        f"print(onnx_suite.outcome({SYSTEMS[-1]!r}, onnx_suite.cases()[{name!r}]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -221,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.child:
         child(int(options.child[0]), Path(options.child[1]))
         return 0
-    names = [name for name, _ in cases() if not options.only or options.only in name]
+    names = [name for name in cases() if not options.only or options.only in name]
     results = run_all(names)
     text = summary(results)
     print(text)
