@@ -297,6 +297,95 @@ def test_decomposed_layer_norm_is_recognised(variant, affine):
     assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
 
 
+ROOT_2, CUBIC, ROOT_2_OVER_PI = 2**0.5, 0.044715, (2 / np.pi) ** 0.5
+GELU_BY_ERF = {
+    "halved last": [
+        ("Div", "x", ROOT_2, "u"),
+        ("Erf", "u", "e"),
+        ("Add", "e", 1.0, "s"),
+        ("Mul", "x", "s", "p"),
+        ("Mul", "p", 0.5, "y"),
+    ],
+    "halved first": [
+        ("Mul", 0.5, "x", "h"),
+        ("Mul", "x", 1 / ROOT_2, "u"),
+        ("Erf", "u", "e"),
+        ("Add", 1.0, "e", "s"),
+        ("Mul", "s", "h", "y"),
+    ],
+    "divided by two": [
+        ("Div", "x", ROOT_2, "u"),
+        ("Erf", "u", "e"),
+        ("Add", "e", 1.0, "s"),
+        ("Div", "x", 2.0, "h"),
+        ("Mul", "h", "s", "y"),
+    ],
+}
+GELU_BY_TANH = {
+    "power": [("Pow", "x", 3.0, "c"), ("Mul", "c", CUBIC, "k")],
+    "products": [("Mul", "x", "x", "q"), ("Mul", "q", "x", "c"), ("Mul", CUBIC, "c", "k")],
+}
+_REST = [
+    ("Add", "x", "k", "t"),
+    ("Mul", "t", ROOT_2_OVER_PI, "u"),
+    ("Tanh", "u", "e"),
+    ("Add", "e", 1.0, "s"),
+    ("Mul", "x", 0.5, "h"),
+    ("Mul", "h", "s", "y"),
+]
+
+
+def formula(steps) -> onnx.ModelProto:
+    """Build a graph from rows of an operator, its operands (numbers are constants), its result."""
+    weights, nodes = {}, []
+    for kind, *operands, result in steps:
+        names = []
+        for operand in operands:
+            if not isinstance(operand, str):
+                weights[f"n{len(weights)}"] = np.float32(operand)
+                operand = f"n{len(weights) - 1}"
+            names.append(operand)
+        nodes.append(node(kind, names, [result]))
+    return onnx_model(nodes, weights, {"x": (2, "S", 16)})
+
+
+@pytest.mark.parametrize("steps", GELU_BY_ERF.values(), ids=list(GELU_BY_ERF))
+def test_gelu_by_erf_is_recognised(steps):
+    proto = formula(steps)
+    model = load(proto)
+    assert ops_of(model) == ["nn.gelu"]
+    x = random(2, 3, 16)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
+@pytest.mark.parametrize("steps", GELU_BY_TANH.values(), ids=list(GELU_BY_TANH))
+def test_gelu_by_tanh_is_recognised(steps):
+    proto = formula([*steps, *_REST])
+    model = load(proto)
+    assert ops_of(model) == ["nn.gelu_tanh"]
+    x = random(2, 3, 16)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
+@pytest.mark.parametrize(
+    ("row", "instead"),
+    [
+        (0, ("Div", "x", 1.5, "u")),
+        (2, ("Add", "e", 2.0, "s")),
+        (4, ("Mul", "p", 0.25, "y")),
+        (3, ("Mul", "u", "s", "p")),
+    ],
+)
+def test_what_is_nearly_gelu_is_left_alone(row, instead):
+    steps = list(GELU_BY_ERF["halved last"])
+    steps[row] = instead
+    proto = formula(steps)
+    model = load(proto)
+    assert "nn.gelu" not in ops_of(model)
+    x = random(2, 3, 16)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
 @pytest.mark.parametrize("axes", [[1], [0, 1]])
 def test_a_norm_over_other_axes_is_left_alone(axes):
     proto = layer_norm_graph("pow", True)
