@@ -125,6 +125,19 @@ def layer_norm(tokens: int, features: int) -> onnx.ModelProto:
     return chain.model((1, tokens, features), x)
 
 
+def pool(
+    kind: str, image: tuple[int, int], kernel: Sequence[int] = (), strides: Sequence[int] = ()
+) -> onnx.ModelProto:
+    """Pool eight images of so many channels and rows."""
+    chain = Chain()
+    attributes = {"kernel_shape": kernel, "strides": strides, "pads": [k // 2 for k in kernel] * 2}
+    if kind != "MaxPool":
+        attributes.pop("pads")
+    given = {key: value for key, value in attributes.items() if value}
+    channels, size = image
+    return chain.model((TIMES, channels, size, size), chain.op(kind, "x", **given))
+
+
 def resize(channels: int, size: int) -> onnx.ModelProto:
     """Nearest neighbours, twice as large, of eight images."""
     chain = Chain()
@@ -151,12 +164,9 @@ OPERATORS: dict[str, Callable[[], onnx.ModelProto]] = {
     "softmax 12x128x128": lambda: repeated("Softmax", (1, 12, 128, 128), axis=-1),
     "layer norm 128x768": lambda: layer_norm(128, 768),
     "gelu 128x3072": lambda: repeated("Gelu", (1, 128, 3072)),
-    "max pool 3x3 64@112": lambda: repeated(
-        "MaxPool", (1, 64, 112, 112), kernel_shape=[3, 3], pads=[1, 1, 1, 1]
-    ),
-    "average pool 3x3 64@56": lambda: repeated(
-        "AveragePool", (1, 64, 56, 56), kernel_shape=[3, 3], pads=[1, 1, 1, 1]
-    ),
+    "max pool 3x3/2 64@112": lambda: pool("MaxPool", (64, 112), [3, 3], [2, 2]),
+    "average pool 2x2/2 128@56": lambda: pool("AveragePool", (128, 56), [2, 2], [2, 2]),
+    "global average pool 2048@7": lambda: pool("GlobalAveragePool", (2048, 7)),
     "resize 2x, 64@28": lambda: resize(64, 28),
 }
 
