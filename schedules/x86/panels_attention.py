@@ -21,9 +21,10 @@ from ...targets import X86Machine
 from ..vectors import Vectors
 from .dense_kernel import Tensor, UnsupportedShapeError, dense_kernel, outer_loop
 from .panel_kernel import emit_tile
-from .vector_math import exp_nonpositive
+from .vector_math import exp2_nonpositive
 
 _FLOPS_PER_MICROSECOND_AND_LANE = 6_000.0
+_LOG2_E = 1.4426950408889634
 
 # What is added to the scores: nothing; -inf where a key comes after its query; one number a key; or
 # one a pair of key and query.
@@ -234,7 +235,7 @@ class _Attention:
             for j in range(nt):
                 at = key * width + j * v.lanes
                 shifted = v.keep(v.load(self.scores, at) - v.load(largest[j]))
-                share = v.keep(exp_nonpositive(shifted, v.lanes))
+                share = v.keep(exp2_nonpositive(shifted, v.lanes))
                 v.store(totals[j], v.load(totals[j]) + share)
                 v.store(self.scores, share, at)
         inverse = [v.keep(v.splat(T.float32(1.0)) / v.load(total)) for total in totals]
@@ -259,9 +260,8 @@ class _Attention:
     ) -> None:
         g, v = self.geometry, self.vectors
         for j, register in enumerate(sums):
-            value = v.load(register)
-            if g.scale != 1.0:
-                value = value * v.splat(T.float32(g.scale))
+            # Scores and mask to the base of two, whose power is cheaper.
+            value = v.load(register) * v.splat(T.float32(g.scale * _LOG2_E))
             value = v.keep(self._masked(value, key, first + j * v.lanes))
             v.store(largest[j], T.Max(v.load(largest[j]), value))
             v.store(self.scores, value, key * (nt * v.lanes) + j * v.lanes)
@@ -278,12 +278,14 @@ class _Attention:
         item = self.item if g.mask_batch > 1 else 0
         head = self.number if g.mask_heads > 1 else 0
         row = (item * g.mask_heads + head) * g.tokens + key
-        if g.mask == "keys":
-            return value + v.splat(self.mask.flat[row])
         at = row * g.tokens + query
-        if g.tokens % v.lanes == 0:
-            return value + v.load(self.mask.flat, at)
-        return value + v.load_masked(self.mask.flat, at, T.Cast("int32", g.tokens - query))
+        if g.mask == "keys":
+            mask = v.splat(self.mask.flat[row])
+        elif g.tokens % v.lanes == 0:
+            mask = v.load(self.mask.flat, at)
+        else:
+            mask = v.load_masked(self.mask.flat, at, T.Cast("int32", g.tokens - query))
+        return value + mask * v.splat(T.float32(_LOG2_E))
 
     def _products(
         self,

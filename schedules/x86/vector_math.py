@@ -192,6 +192,42 @@ def exp_nonpositive(x: Expr, lanes: int) -> Expr:
     return _let(clamped, lambda x: _exp(x, lanes, lambda p, n: p * _exponent_bits(n, lanes)), kind)
 
 
+def _power_of_two(y: Expr, lanes: int) -> Expr:
+    """2^y for a name that stands for -126 <= y <= 127 or NaN; elsewhere anything."""
+    kind, whole = _dtype("float32", lanes), _dtype("int32", lanes)
+
+    def reduced(n: Expr) -> Expr:
+        # The exponent's bits; what else the sum holds leaves the word at the top.
+        biased = tirx.reinterpret(whole, n + _float(_INTEGER_SHIFT + 127, lanes))
+        scale = tirx.reinterpret(kind, tirx.shift_left(biased, _int(23, lanes)))
+        return _polynomial(_EXP2, y - n, lanes) * scale
+
+    return _let(tirx.nearbyint(y), reduced, kind)
+
+
+def exp2_nonpositive(x: Expr, lanes: int) -> Expr:
+    """2^x of a float32 vector that is known to be at most 0, as in a softmax of scaled scores.
+
+    Parameters
+    ----------
+    x : PrimExpr
+        float32 with `lanes` lanes, at most 0 or NaN; evaluated once.
+    lanes : int
+        Lanes of `x`; 1 for a scalar.
+
+    Returns
+    -------
+    PrimExpr
+        Relative error at most 1e-7; 0 below -126.
+    """
+    low = _float(-126.0, lanes)
+
+    def of(x: Expr) -> Expr:
+        return tirx.Select(x < low, _float(0.0, lanes), _power_of_two(x, lanes))
+
+    return _let(x, of, _dtype("float32", lanes))
+
+
 def _with_sign_of(magnitude: Expr, x: Expr, lanes: int) -> Expr:
     kind, whole = _dtype("float32", lanes), _dtype("int32", lanes)
     sign = tirx.bitwise_and(tirx.reinterpret(whole, x), _int(-(2**31), lanes))
@@ -330,17 +366,7 @@ def gelu(x: Expr, lanes: int) -> Expr:
         Absolute error at most 2e-7 * max(1, |x|): less than erf would need, whose error is
         relative where x is small.
     """
-    kind, whole = _dtype("float32", lanes), _dtype("int32", lanes)
-
-    def power_of_two(y: Expr) -> Expr:
-        def reduced(n: Expr) -> Expr:
-            shifted = tirx.reinterpret(whole, n + _float(_INTEGER_SHIFT, lanes))
-            # The shift's own bits leave the word at the top.
-            exponent = tirx.shift_left(shifted, _int(23, lanes))
-            power = _polynomial(_EXP2, y - n, lanes)
-            return tirx.reinterpret(kind, tirx.reinterpret(whole, power) + exponent)
-
-        return _let(tirx.nearbyint(y), reduced, kind)
+    kind = _dtype("float32", lanes)
 
     def of(x: Expr, a: Expr) -> Expr:
         clamped = tirx.Min(_float(_TAIL_END, lanes), a)
@@ -349,7 +375,7 @@ def gelu(x: Expr, lanes: int) -> Expr:
         )
         tail = tirx.Select(
             a < _float(_TAIL_END, lanes),
-            _let(exponent, power_of_two, kind),
+            _let(exponent, lambda y: _power_of_two(y, lanes), kind),
             _float(0.0, lanes),
         )
         return _let(

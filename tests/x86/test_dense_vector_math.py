@@ -71,6 +71,15 @@ def test_exp_is_within_two_units_in_the_last_place(name, width):
 
 
 @pytest.mark.parametrize("width", WIDTHS, ids="lanes{}".format)
+def test_a_power_of_two_keeps_its_relative_error_and_ends_in_zero(width):
+    x = grid(-126.0, 0.0)
+    want = np.exp2(x.astype("float64"))
+    assert np.all(np.abs(compiled("exp2_nonpositive", width)(x) - want) <= 1e-7 * want)
+    behind = compiled("exp2_nonpositive", width)([-126.01, -150, -3e38, -np.inf, 0.0, np.nan])
+    np.testing.assert_array_equal(behind, np.float32([0, 0, 0, 0, 1, np.nan]))
+
+
+@pytest.mark.parametrize("width", WIDTHS, ids="lanes{}".format)
 @pytest.mark.parametrize(
     ("name", "absolute", "relative"), [("erf", 1.2e-7, 3e-7), ("tanh", 1.5e-7, 4e-7)]
 )
