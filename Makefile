@@ -21,7 +21,7 @@ help:
 	@echo "make lint        ruff, formatting and mypy only"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
-	@echo "make bench       compare with other runtimes; rewrites the table of README.md"
+	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
 	@echo "make bench-tuning  tune networks and walk whole spaces; rewrites the figures of docs/tuning.md"
 	@echo "make clean       remove everything that these targets made"
@@ -76,6 +76,11 @@ test-torch: $(TEST)/ready
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
 bench: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/networks.py
+	$(TEST)/bin/python benchmarks/dense_ops.py
+	$(TEST)/bin/python benchmarks/sizes.py
+	$(TEST)/bin/python benchmarks/time_budget.py
+	$(TEST)/bin/python benchmarks/memory.py
+	$(TEST)/bin/python benchmarks/onnx_suite.py
 
 # Hours of the same; needs g++ for the hand-written bar. Cases that are there already are measured again.
 bench-kernels: $(TEST)/ready

@@ -337,6 +337,8 @@ class _Staging:
             array = self._copy(array)
         elif array.ctypes.data % ALIGNMENT:
             array = self._copy(array)
+        if array.dtype.name == _BFLOAT16:
+            return _seen_as(tvm_ffi.from_dlpack(array.view(np.uint16)), array.shape, _BFLOAT16)
         return tvm_ffi.from_dlpack(array)
 
     def _copy(self, array: np.ndarray) -> np.ndarray:
@@ -499,8 +501,25 @@ def _as_array(name: str, value: Any) -> np.ndarray:
 
 def _hand_out(tensor: Any, is_fresh: bool) -> np.ndarray:
     """Give the caller an array of his own: the runtime's memory if nobody else has it."""
+    if str(tensor.dtype) == _BFLOAT16:
+        import ml_dtypes
+
+        bits = np.from_dlpack(_seen_as(tensor, tuple(tensor.shape), "uint16"))
+        return np.array(bits).view(ml_dtypes.bfloat16)
     array = np.from_dlpack(tensor)
     return array if is_fresh and array.flags.writeable else np.array(array)
+
+
+# NumPy has this type from the package ml_dtypes, and DLPack does not pass it on: tensors of it go
+# in and out as the bits that they are.
+_BFLOAT16 = "bfloat16"
+
+
+def _seen_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Return the same memory as a tensor of another type of the same size."""
+    import tvm_ffi
+
+    return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, shape, dtype, 0)
 
 
 def _flatten(result: Any) -> list[Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 from deploy_support import (
     assert_pair,
@@ -19,6 +21,7 @@ from deploy_support import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tvm_sparse as ts
 from tvm_sparse.deploy import wrap_executable
 from tvm_sparse.errors import InputError, LibraryError
 from tvm_sparse.model import TensorSpec
@@ -120,6 +123,20 @@ def test_a_wrong_type_is_never_cast_in_silence(module: CompiledModule, dtype: st
     x, z = pair_inputs()
     with pytest.raises(InputError, match=rf"'x' is {dtype}, and the model wants float32"):
         module(x.astype(dtype), z)
+
+
+def test_bfloat16_goes_in_and_comes_out() -> None:
+    graph = onnx.parser.parse_graph("g (bfloat16[4,6] x) => (bfloat16[6,4] y) { y = Transpose(x) }")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    module = ts.compile(model, threads=1, check=False)
+    x = np.arange(24).reshape(4, 6).astype(ml_dtypes.bfloat16)
+    got = module(x)
+    assert got.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(got, x.T)
+    assert np.array_equal(module(np.asfortranarray(x)), x.T)
+    with pytest.raises(InputError, match="'x' is float32, and the model wants bfloat16"):
+        module(x.astype(np.float32))
 
 
 @pytest.mark.parametrize("value", [[[1.0] * 8], 3.0, None, "x"])
