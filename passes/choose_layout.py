@@ -31,6 +31,10 @@ from .rewrite_main import call_of, static_shape
 # Panels are as wide as the usual register tile.
 _VECTORS = 4
 
+# A layer reads one and writes one such tensor, weights stream by, and others use L3, too.
+_SHARE_OF_L3 = 6
+_MOST_PARTS = 32
+
 Kind = Literal["weight", "norm", "attention", "view"]
 
 
@@ -70,15 +74,19 @@ class Layout:
     ----------
     ops : mapping of int to PanelOp
     panels : mapping of int to Panels
-        How each one's tokens are cut.
+        How the tokens of one part are cut for each.
     together : sequence of tuple of int
         Operators with a weight each that read the same activations and whose results only one
         attention reads: they may be one.
+    parts : int
+        Sequences never meet in these operators, so a batch whose activations are large runs part by
+        part through all of them, depth first.
     """
 
     ops: Mapping[int, PanelOp] = field(default_factory=dict)
     panels: Mapping[int, Panels] = field(default_factory=dict)
     together: Sequence[tuple[int, ...]] = ()
+    parts: int = 1
 
     def of_site(self, fused_site: FusedSite) -> Panels | None:
         """Return the panels that a weight's operator works on, None when it takes rows."""
@@ -113,16 +121,40 @@ def choose_layout(
     """
     ops = _candidates(body, sites, gains, machine)
     chosen = _cheapest(body, ops, machine)
-    panels = {op.result: _panels_of_op(body, op, machine) for op in chosen}
-    return Layout({op.result: op for op in chosen}, panels, _groups(body, chosen))
+    parts = _parts(body, chosen, machine)
+    panels = {op.result: panels_of(_tokens(body, op) // parts, machine) for op in chosen}
+    cut = {result: some for result, some in panels.items() if some is not None}
+    return Layout({op.result: op for op in chosen}, cut, _groups(body, chosen), parts)
 
 
-def _panels_of_op(body: Body, op: PanelOp, machine: X86Machine) -> Panels:
+def _tokens(body: Body, op: PanelOp) -> int:
     shape = static_shape(body.bindings[op.result][0])
     assert shape is not None
-    panels = panels_of(product(shape[:-1]), machine)
-    assert panels is not None
-    return panels
+    return int(product(shape[:-1]))
+
+
+def _parts(body: Body, chosen: Sequence[PanelOp], machine: X86Machine) -> int:
+    """Tell in how many parts a batch of sequences runs, so that its activations stay in L3.
+
+    One, unless every operator works on the same sequences.
+    """
+    attentions = [op.what for op in chosen if op.kind == "attention"]
+    batches = {(a.batch, a.tokens) for a in attentions}
+    if len(batches) != 1:
+        return 1
+    [(batch, tokens)] = batches
+    if {_tokens(body, op) for op in chosen} != {batch * tokens}:
+        return 1
+    shapes = [static_shape(body.bindings[op.result][0]) or (1,) for op in chosen]
+    widest = 4 * max(int(product(shape)) for shape in shapes)
+    fitting = [
+        parts
+        for parts in range(1, min(batch, _MOST_PARTS) + 1)
+        if batch % parts == 0
+        and batch // parts * tokens >= machine.lanes
+        and widest / parts <= machine.l3_bytes / _SHARE_OF_L3
+    ]
+    return fitting[0] if fitting else 1
 
 
 def _candidates(

@@ -1,7 +1,8 @@
 """Replace each planned operator, with what is fused behind it, by one call of its kernel.
 
 Activations lie in rows or in panels, as `choose_layout` has it. Conversions are emitted where they
-are needed first, and once.
+are needed first, and once. Operators on panels wait until somebody needs rows: then all of them run
+for the first part of a batch, then for the next.
 """
 
 from __future__ import annotations
@@ -116,9 +117,14 @@ class _Emitter:
         self.dropped |= {index for op in layout.ops.values() for index in op.members}
         self.builder = relax.BlockBuilder(model.mod)
         self.functions: dict[Any, Any] = {}
-        # What has been emitted so far: values in panels by name, and the rows that exist of them.
-        self.panels: dict[str, _InPanels] = {}
+        # Operators on panels that wait, and the names of their results.
+        self.waiting: list[tuple[PanelOp, Any]] = []
+        self.awaited: set[str] = set()
+        # What has been emitted so far: values in panels by name and part, and the rows that exist
+        # of them.
+        self.panels: dict[str, dict[int, _InPanels]] = {}
         self.in_rows: set[str] = set()
+        self.part = 0
         self.bindings: list[Any] = []
 
     def module(self) -> tvm.IRModule:
@@ -131,6 +137,7 @@ class _Emitter:
                 position += 1
             if block.same_as(self.function.body.blocks[-1]):
                 self._need_rows(operands_of(self.function.body.body))
+            self._run_waiting()
             blocks.append(type(block)(self.bindings))
         old = self.function
         body = relax.SeqExpr(blocks, old.body.body)
@@ -142,7 +149,8 @@ class _Emitter:
     def _binding(self, position: int, binding: Any) -> None:
         op = self.layout.ops.get(position)
         if op is not None:
-            self._panel_op(op, binding.var)
+            self.waiting.append((op, binding.var))
+            self.awaited.add(binding.var.name)
         elif position in self.starts:
             self._site_in_rows(self.starts[position], binding.var)
         elif position not in self.dropped:
@@ -153,33 +161,49 @@ class _Emitter:
 
     def _need_rows(self, operands: Iterable[Any]) -> None:
         """Unpack the operands that exist in panels only."""
-        for operand in operands:
-            if isinstance(operand, relax.Var) and operand.name in self.panels:
-                self._rows(operand)
+        variables = [operand for operand in operands if isinstance(operand, relax.Var)]
+        if any(variable.name in self.awaited for variable in variables):
+            self._run_waiting()
+        for variable in variables:
+            if variable.name in self.panels:
+                self._rows(variable)
 
-    def _rows(self, variable: Any) -> Any:
-        value = self.panels.get(variable.name)
-        if value is not None and variable.name not in self.in_rows:
-            assert value.first == 0
-            self.in_rows.add(variable.name)
-            symbol = self._shared(unpack_panels, value.panels, value.features, self.machine)
-            flat = [value.panels.tokens, value.features]
-            matrix = self._call(symbol, [value.tensor], flat, f"{variable.name}_rows")
-            self._reshape_to(variable, matrix)
-        return variable
+    def _run_waiting(self) -> None:
+        """Emit the operators that wait, part by part."""
+        waiting, self.waiting, self.awaited = self.waiting, [], set()
+        for part in range(self.layout.parts):
+            self.part = part
+            for op, result in waiting:
+                self._panel_op(op, result)
+
+    def _rows(self, variable: Any) -> None:
+        if variable.name in self.in_rows:
+            return
+        self.in_rows.add(variable.name)
+        values = list(self.panels[variable.name].values())
+        panels, features = values[0].panels, values[0].features
+        assert len(values) == self.layout.parts and values[0].first == 0
+        symbol = self._shared(unpack_panels, panels, features, self.machine, len(values))
+        shape = [len(values) * panels.tokens, features]
+        tensors = [value.tensor for value in values]
+        self._reshape_to(variable, self._call(symbol, tensors, shape, f"{variable.name}_rows"))
 
     def _in_panels(self, variable: Any, panels: Panels) -> _InPanels:
-        if variable.name not in self.panels:
+        """Return the part of a value that is in work."""
+        known = self.panels.setdefault(variable.name, {})
+        if self.part not in known:
             shape = static_shape(variable)
             assert shape is not None
-            matrix = self._as_matrix(variable)
-            symbol = self._shared(pack_panels, panels, shape[-1], self.machine)
-            tensor = self._call(
-                symbol, [matrix], [panels.size(shape[-1])], f"{variable.name}_panels"
-            )
-            self.panels[variable.name] = _InPanels(tensor, panels, shape[-1])
+            # Nothing gave it in panels, so it came in rows.
             self.in_rows.add(variable.name)
-        return self.panels[variable.name]
+            matrix = self._as_matrix(variable)
+            symbol = self._shared(
+                pack_panels, panels, shape[-1], self.machine, self.part, self.layout.parts
+            )
+            size = [panels.size(shape[-1])]
+            tensor = self._call(symbol, [matrix], size, f"{variable.name}_panels")
+            known[self.part] = _InPanels(tensor, panels, shape[-1])
+        return known[self.part]
 
     # Emission.
 
@@ -254,11 +278,14 @@ class _Emitter:
             self._norm(op, result)
         else:
             value = self._in_panels(op.inputs[0], self.layout.panels[op.result])
-            self.panels[result.name] = value
+            self._gives(result.name, value)
+
+    def _gives(self, name: str, value: _InPanels) -> None:
+        self.panels.setdefault(name, {})[self.part] = value
 
     def _site_in_panels(self, op: PanelOp, result: Any) -> None:
         call, panels = self.calls[op.what.site.binding], self.layout.panels[op.result]
-        if result.name in self.panels:
+        if self.part in self.panels.get(result.name, {}):
             # Another layer of its group was first.
             return
         inputs = [self._in_panels(variable, panels).tensor for variable in op.inputs]
@@ -268,7 +295,7 @@ class _Emitter:
         for binding in call.group:
             other = self.calls[binding]
             name = self._result_of(binding)
-            self.panels[name] = _InPanels(tensor, panels, call.features, other.first)
+            self._gives(name, _InPanels(tensor, panels, call.features, other.first))
 
     def _result_of(self, binding: str) -> str:
         """Name the value that a site's kernel stores."""
@@ -293,7 +320,7 @@ class _Emitter:
         )
         shape = [panels.size(value.features)]
         tensor = self._call(symbol, [value.tensor, *used], shape, f"{result.name}_panels")
-        self.panels[result.name] = _InPanels(tensor, panels, value.features)
+        self._gives(result.name, _InPanels(tensor, panels, value.features))
 
     def _attention(self, op: PanelOp, result: Any) -> None:
         a: Attention = op.what
@@ -308,14 +335,13 @@ class _Emitter:
             sources.append(Source(number, value.features, value.first))
         kind, mask = self._mask(a, result.name)
         lead = (static_shape(mask) if mask is not None else None) or (1, 1)
-        geometry = AttentionGeometry(
-            a.batch, a.tokens, a.heads, a.kv_heads, a.depth, a.scale, kind, lead[0], lead[1]
-        )
+        batch, heads = a.batch // self.layout.parts, (a.heads, a.kv_heads, a.depth)
+        geometry = AttentionGeometry(batch, a.tokens, *heads, a.scale, kind, lead[0], lead[1])
         symbol = self._shared(attention_panels, geometry, panels, tuple(sources), self.machine)
         features = a.heads * a.depth
         arguments = [*tensors, *([] if mask is None else [mask])]
         tensor = self._call(symbol, arguments, [panels.size(features)], f"{result.name}_panels")
-        self.panels[result.name] = _InPanels(tensor, panels, features)
+        self._gives(result.name, _InPanels(tensor, panels, features))
 
     def _mask(self, attention: Attention, name: str) -> tuple[MaskKind, Any]:
         """Tell what kind of mask there is, and bring it to [batch, heads, keys, queries]."""
@@ -330,6 +356,13 @@ class _Emitter:
         full = (*([1] * (4 - len(shape))), *shape)
         if len(shape) != 4:
             mask = self._bind(_typed_reshape(mask, full), f"{name}_mask")
+        if full[0] > 1 and self.layout.parts > 1:
+            items = full[0] // self.layout.parts
+            full = (items, *full[1:])
+            begin = self.part * items
+            piece = relax.op.strided_slice(mask, [0], [begin], [begin + items])
+            relax.expr._update_type(piece, relax.TensorType(full, "float32"))
+            mask = self._bind(piece, f"{name}_mask_part")
         order = [full[0], full[1], full[3], full[2]]
         if full[2] == 1:
             return "keys", self._bind(_typed_reshape(mask, order), f"{name}_keys")

@@ -68,49 +68,49 @@ def lay_out(
     model: Model, sites: Sequence[FusedSite], tasks: Sequence[Task], machine: X86Machine
 ) -> tuple[Layout, list[Task]]:
     """Choose the layout of activations; return it, and the tasks as they are then."""
-    in_panels = {task.site.binding: _in_panels(task, machine) for task in tasks}
     gains = {
         task.site.binding: panels_gain(task.site.workload, machine, other.config)
         for task in tasks
-        if (other := in_panels[task.site.binding]) is not None
+        if (other := _in_panels(task, machine)) is not None
     }
     layout = choose_layout(Body(model), sites, gains, machine)
     chosen = []
     for task in tasks:
-        other = in_panels[task.site.binding]
-        takes_panels = other is not None and layout.of_site(task.fused_site) is not None
-        chosen.append(other if other is not None and takes_panels else task)
+        takes_panels = layout.of_site(task.fused_site) is not None
+        other = _in_panels(task, machine, layout.parts) if takes_panels else None
+        chosen.append(other or task)
     return layout, chosen
 
 
-def _in_panels(task: Task, machine: X86Machine) -> Task | None:
+def _in_panels(task: Task, machine: X86Machine, parts: int = 1) -> Task | None:
     """Give a layer's kernel panels: its own tile where that fits, else the nearest that does."""
-    workload = task.site.workload
-    geometry = workload.geometry
+    geometry = task.site.workload.geometry
     if not isinstance(geometry, MatmulGeometry) or geometry.n is None:
         return None
-    panels, template = panels_of(geometry.n, machine), template_named(task.kernel)
-    workload = in_panels(workload)
+    tokens = geometry.n // parts
+    panels, template = panels_of(tokens, machine), template_named(task.kernel)
+    workload = in_panels(task.site.workload, tokens)
     if panels is None or not template.supports(workload, machine):
         return None
     space = [
         config
         for config in template.space(workload, machine)
-        if split_evenly(geometry.n, int(config["nt"]), machine.lanes) == panels.tiles
+        if split_evenly(tokens, int(config["nt"]), machine.lanes) == panels.tiles
     ]
     if not space:
         return None
     wanted = task.config
     nearest = min(space, key=lambda c: (abs(c["mr"] - wanted["mr"]), abs(c["kb"] - wanted["kb"])))
-    if split_evenly(geometry.n, int(wanted["nt"]), machine.lanes) == panels.tiles:
-        nearest = {**nearest, **wanted}
+    if split_evenly(tokens, int(wanted["nt"]), machine.lanes) == panels.tiles:
+        shared = {"threads": nearest["threads"], "parts": nearest["parts"]}
+        nearest = {**nearest, **wanted, **(shared if parts > 1 else {})}
     return replace(task, config=nearest, panels=panels)
 
 
-def in_panels(workload: Workload) -> Workload:
-    """Describe the same operator with its activations in panels."""
+def in_panels(workload: Workload, tokens: int) -> Workload:
+    """Describe the same operator on some tokens in panels."""
     assert isinstance(workload.geometry, MatmulGeometry)
-    return replace(workload, geometry=replace(workload.geometry, layout="panels"))
+    return replace(workload, geometry=replace(workload.geometry, layout="panels", n=tokens))
 
 
 def together(layout: Layout, tasks: Sequence[Task]) -> list[list[Task]]:
@@ -143,7 +143,8 @@ def _what_must_agree(task: Task) -> tuple[str, str, Workload]:
 def workload_of(group: Sequence[Task]) -> Workload:
     """Describe what some layers compute together: all their features, of the same activations."""
     workload = group[0].site.workload
-    if group[0].panels is None:
+    panels = group[0].panels
+    if panels is None:
         return workload
     rows = 0
     for task in group:
@@ -151,4 +152,4 @@ def workload_of(group: Sequence[Task]) -> Workload:
         rows += task.site.workload.geometry.weight_shape[0]
     geometry = workload.geometry
     assert isinstance(geometry, MatmulGeometry)
-    return in_panels(replace(workload, geometry=replace(geometry, m=rows)))
+    return in_panels(replace(workload, geometry=replace(geometry, m=rows)), panels.tokens)

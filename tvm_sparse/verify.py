@@ -163,14 +163,19 @@ def _run_kernel(
     shape: tuple[int, ...],
 ) -> np.ndarray:
     """Return what a kernel computes, of it what is this layer's."""
-    if call.panels is not None:
-        x, *tensors = (call.panels.pack(array) for array in (x, *tensors))
-    result = np.zeros(call.panels.size(call.features) if call.panels else shape, np.float32)
-    _call_kernel(library, call.symbol, [x, *call.arrays, *call.channels, *tensors], result)
-    if call.panels is not None:
-        rows = call.panels.unpack(result, call.features)
-        return rows[:, call.first : call.first + shape[1]]
-    return result
+    if call.panels is None:
+        result = np.zeros(shape, np.float32)
+        _call_kernel(library, call.symbol, [x, *call.arrays, *call.channels, *tensors], result)
+        return result
+    rows = []
+    for first in range(0, len(x), call.panels.tokens):
+        part = slice(first, first + call.panels.tokens)
+        packed = [call.panels.pack(array[part]) for array in (x, *tensors)]
+        arguments = [packed[0], *call.arrays, *call.channels, *packed[1:]]
+        result = np.zeros(call.panels.size(call.features), np.float32)
+        _call_kernel(library, call.symbol, arguments, result)
+        rows.append(call.panels.unpack(result, call.features))
+    return np.concatenate(rows)[:, call.first : call.first + shape[1]]
 
 
 def _call_kernel(

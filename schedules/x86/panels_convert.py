@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -17,7 +18,9 @@ from .panel_kernel import emit_tile
 _NANOSECONDS_PER_VECTOR = 2.0
 
 
-def pack_panels(panels: Panels, features: int, machine: X86Machine) -> tirx.PrimFunc:
+def pack_panels(
+    panels: Panels, features: int, machine: X86Machine, part: int = 0, parts: int = 1
+) -> tirx.PrimFunc:
     """Build the transposition into panels.
 
     Parameters
@@ -28,66 +31,78 @@ def pack_panels(panels: Panels, features: int, machine: X86Machine) -> tirx.Prim
         Of one token.
     machine : X86Machine
         Gives threads.
+    part, parts : int
+        Which of how many equal parts of the tokens; `panels` describes one.
 
     Returns
     -------
     PrimFunc
-        Parameters (x [tokens, features], y, flat), float32.
+        Parameters (x [parts * tokens, features], y, flat), float32.
     """
-    return _conversion("pack_panels", panels, features, machine)
+    result: list[Any] = []
+    with dense_kernel("pack_panels", result) as kernel:
+        x = kernel.tensor("x", [parts * panels.tokens, features])
+        y = kernel.tensor("y", [panels.size(features)])
+        with kernel.body():
+            squares = _Squares(panels, features, x, part * panels.tokens)
+            with outer_loop(panels.tiles.total, _cost(panels, features), machine.threads) as index:
+                emit_tile(panels.tiles, panels.lanes, index, partial(squares.pack, y))
+    return result[0]
 
 
-def unpack_panels(panels: Panels, features: int, machine: X86Machine) -> tirx.PrimFunc:
+def unpack_panels(
+    panels: Panels, features: int, machine: X86Machine, parts: int = 1
+) -> tirx.PrimFunc:
     """Build the transposition out of panels.
 
     Returns
     -------
     PrimFunc
-        Parameters (x, flat, y [tokens, features]), float32.
+        Parameters (x of each part, flat, y [parts * tokens, features]), float32.
     """
-    return _conversion("unpack_panels", panels, features, machine)
-
-
-def _conversion(name: str, panels: Panels, features: int, machine: X86Machine) -> tirx.PrimFunc:
-    packs = name == "pack_panels"
-    shapes = ([panels.tokens, features], [panels.size(features)])
     result: list[Any] = []
-    with dense_kernel(name, result) as kernel:
-        x = kernel.tensor("x", shapes[0 if packs else 1])
-        y = kernel.tensor("y", shapes[1 if packs else 0])
-        squares = _Squares(panels, features, *((x, y) if packs else (y, x)))
-        cost = panels.columns * features / panels.lanes * _NANOSECONDS_PER_VECTOR / 1e3
-        with kernel.body(), outer_loop(panels.tiles.total, cost, machine.threads) as index:
-            emit = squares.pack if packs else squares.unpack
-            emit_tile(panels.tiles, panels.lanes, index, emit)
+    with dense_kernel("unpack_panels", result) as kernel:
+        flats = [kernel.tensor(f"x{part}", [panels.size(features)]) for part in range(parts)]
+        y = kernel.tensor("y", [parts * panels.tokens, features])
+        with kernel.body():
+            for part, flat in enumerate(flats):
+                squares = _Squares(panels, features, y, part * panels.tokens)
+                with outer_loop(
+                    panels.tiles.total, _cost(panels, features), machine.threads
+                ) as index:
+                    emit_tile(panels.tiles, panels.lanes, index, partial(squares.unpack, flat))
     return result[0]
+
+
+def _cost(panels: Panels, features: int) -> float:
+    return panels.columns * features / panels.lanes * _NANOSECONDS_PER_VECTOR / 1e3
 
 
 class _Squares:
     """Walks over a panel in squares of lanes x lanes elements."""
 
-    def __init__(self, panels: Panels, features: int, rows: Any, flat: Any) -> None:
+    def __init__(self, panels: Panels, features: int, rows: Any, first_token: int) -> None:
         self.panels, self.features = panels, features
-        self.rows, self.flat = rows, flat
+        self.rows, self.first_token = rows, first_token
         self.vectors = Vectors(panels.lanes)
 
-    def pack(self, first: Any, nt: int) -> None:
+    def pack(self, flat: Any, first: Any, nt: int) -> None:
         """Transpose a panel in, and write the zeros behind it."""
         v, base = self.vectors, first * (self.features + 1)
         whole, rest = divmod(self.features, v.lanes)
         with B.serial(0, nt) as j:
             with B.serial(0, whole) as square:
-                self._pack_square(first, nt, j, square, v.lanes)
+                self._pack_square(flat, first, nt, j, square, v.lanes)
             if rest:
-                self._pack_square(first, nt, j, whole, rest)
-            v.store(self.flat.flat, v.zero(), base + (self.features * nt + j) * v.lanes)
+                self._pack_square(flat, first, nt, j, whole, rest)
+            v.store(flat.flat, v.zero(), base + (self.features * nt + j) * v.lanes)
 
-    def _pack_square(self, first: Any, nt: int, j: Any, square: Any, count: int) -> None:
+    def _pack_square(self, flat: Any, first: Any, nt: int, j: Any, square: Any, count: int) -> None:
         v = self.vectors
 
         def row(i: int) -> Any:
             token = T.min(first + j * v.lanes + i, self.panels.tokens - 1)
-            at = token * self.features + square * v.lanes
+            at = (self.first_token + token) * self.features + square * v.lanes
             if count == v.lanes:
                 return v.keep(v.load(self.rows.flat, at))
             return v.keep(v.load_masked(self.rows.flat, at, count))
@@ -95,23 +110,25 @@ class _Squares:
         columns = v.transpose([row(i) for i in range(v.lanes)])
         base = first * (self.features + 1)
         for i, column in enumerate(columns[:count]):
-            v.store(self.flat.flat, column, base + ((square * v.lanes + i) * nt + j) * v.lanes)
+            v.store(flat.flat, column, base + ((square * v.lanes + i) * nt + j) * v.lanes)
 
-    def unpack(self, first: Any, nt: int) -> None:
+    def unpack(self, flat: Any, first: Any, nt: int) -> None:
         """Transpose a panel out."""
         whole, rest = divmod(self.features, self.vectors.lanes)
         with B.serial(0, nt) as j:
             with B.serial(0, whole) as square:
-                self._unpack_square(first, nt, j, square, self.vectors.lanes)
+                self._unpack_square(flat, first, nt, j, square, self.vectors.lanes)
             if rest:
-                self._unpack_square(first, nt, j, whole, rest)
+                self._unpack_square(flat, first, nt, j, whole, rest)
 
-    def _unpack_square(self, first: Any, nt: int, j: Any, square: Any, count: int) -> None:
+    def _unpack_square(
+        self, flat: Any, first: Any, nt: int, j: Any, square: Any, count: int
+    ) -> None:
         v = self.vectors
         base = first * (self.features + 1)
         columns = [
             v.keep(
-                v.load(self.flat.flat, base + ((square * v.lanes + i) * nt + j) * v.lanes)
+                v.load(flat.flat, base + ((square * v.lanes + i) * nt + j) * v.lanes)
                 if i < count
                 else v.zero()
             )
@@ -122,7 +139,7 @@ class _Squares:
             v.store(scratch, row, i * v.lanes)
         token = first + j * v.lanes
         with B.serial(0, T.min(T.Cast("int32", self.panels.tokens - token), v.lanes)) as i:
-            at = (token + i) * self.features + square * v.lanes
+            at = (self.first_token + token + i) * self.features + square * v.lanes
             row = v.keep(v.load(scratch, i * v.lanes))
             if count == v.lanes:
                 v.store(self.rows.flat, row, at)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -10,6 +11,7 @@ from attention_models import Layer, attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from tvm_sparse.passes import choose_layout as choose_layout_module
 from tvm_sparse.passes.choose_layout import choose_layout
 from tvm_sparse.passes.collect_weights import collect_weights
 from tvm_sparse.passes.fuse_epilogue import Body
@@ -119,6 +121,35 @@ def test_grouped_heads_share_their_keys_and_values(style):
 
 def test_several_sequences_attend_to_themselves_only():
     assert "attention_panels" in agrees(attention(mask="keys", batch=3, tokens=32))
+
+
+@pytest.mark.parametrize("mask", ["none", "keys", "pairs", "causal"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_agrees(monkeypatch, mask, parts):
+    monkeypatch.setattr(choose_layout_module, "_parts", lambda *_: parts)
+    kernels = agrees(attention(mask=mask, batch=4, tokens=32))
+    assert "attention_panels" in kernels
+
+
+def test_an_encoder_in_parts_agrees_and_checks_its_layers(monkeypatch):
+    monkeypatch.setattr(choose_layout_module, "_parts", lambda *_: 3)
+    proto = pruned(zoo.bert_encoder(**ENCODER, batch=3, seq=32))
+    agrees(proto)
+    module = ts.compile(proto, "native", threads=1)
+    assert all(row.error_share <= 1 for row in module.report.layers)
+    calls = {row.symbol: row.calls for row in module.profile(np.zeros((3, 32, 64), "f4")).kernels}
+    assert calls["attention_panels"] == 2 * 3
+    assert calls["unpack_panels"] == 1
+
+
+def test_a_batch_is_cut_where_its_activations_outgrow_the_cache():
+    model = ts.load(zoo.bert_encoder(layers=1, hidden=64, heads=4, ffn=256, batch=8, seq=64))
+    sites = collect_weights(model)
+    gains = {site.site.binding: 1e3 for site in sites}
+    widest = 8 * 64 * 256 * 4
+    for fits, parts in ((8, 1), (2, 4), (1, 8), (0.5, 1)):
+        small = replace(MACHINE, l3_bytes=int(fits * 6 * widest / 8))
+        assert choose_layout(Body(model), sites, gains, small).parts == parts
 
 
 def test_sequences_that_begin_within_a_vector_attend_in_rows():
