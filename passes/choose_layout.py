@@ -184,7 +184,7 @@ def _candidates(
         add(_attention_op(attention, machine))
     for index, (variable, call) in enumerate(body.bindings):
         if index not in taken:
-            if call_of(call, "nn.layer_norm") and _is_over_features(body, call):
+            if norm_of(call) and _is_over_features(body, call):
                 elements = product(static_shape(variable) or (1,))
                 gain = cost.norm_gain(elements, machine)
                 add(PanelOp("norm", frozenset([index]), index, (call.args[0],), gain))
@@ -203,8 +203,24 @@ def _attention_op(attention: Attention, machine: X86Machine) -> PanelOp:
     return PanelOp("attention", a.members, a.result, inputs, gain, attention)
 
 
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation: whether the mean is subtracted, and which weights it has."""
+
+    centred: bool
+    gamma: bool
+    beta: bool
+
+
+def norm_of(call: Any) -> Norm | None:
+    """Recognise a normalisation."""
+    if call_of(call, "nn.layer_norm"):
+        return Norm(True, bool(call.attrs.scale), bool(call.attrs.center))
+    return Norm(False, True, False) if call_of(call, "nn.rms_norm") else None
+
+
 def _is_over_features(body: Body, call: Any) -> bool:
-    """Whether a layer norm runs over the last axis, with weights that are known."""
+    """Whether a normalisation runs over the last axis, with weights that are known."""
     shape = static_shape(call.args[0])
     if shape is None or str(call.args[0].ty.dtype) != "float32":
         return False

@@ -22,7 +22,7 @@ from ..schedules.x86.panels_attention import AttentionGeometry, MaskKind, Source
 from ..schedules.x86.panels_convert import pack_panels, unpack_panels
 from ..schedules.x86.panels_norm import layer_norm_panels
 from ..targets import X86Machine
-from .choose_layout import Layout, PanelOp
+from .choose_layout import Layout, PanelOp, norm_of
 from .collect_weights import FusedSite
 from .match_attention import Attention
 from .rewrite_main import operands_of, static_shape
@@ -306,17 +306,19 @@ class _Emitter:
         panels = self.layout.panels[op.result]
         value = self._in_panels(op.inputs[0], panels)
         call = self.flat[op.result].value
-        attrs = call.attrs
-        gamma, beta = bool(attrs.scale), bool(attrs.center)
-        used = [arg for arg, is_used in zip(call.args[1:3], (gamma, beta), strict=True) if is_used]
+        norm = norm_of(call)
+        assert norm is not None
+        weights = zip(call.args[1:], (norm.gamma, norm.beta), strict=False)
+        used = [weight for weight, is_used in weights if is_used]
         symbol = self._shared(
             layer_norm_panels,
             panels,
             value.features,
             self.machine,
-            float(attrs.epsilon),
-            gamma,
-            beta,
+            float(call.attrs.epsilon),
+            norm.gamma,
+            norm.beta,
+            norm.centred,
         )
         shape = [panels.size(value.features)]
         tensor = self._call(symbol, [value.tensor, *used], shape, f"{result.name}_panels")

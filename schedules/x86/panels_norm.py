@@ -1,4 +1,4 @@
-"""Layer normalisation of activations in panels: down the columns of vectors, nothing horizontal."""
+"""Normalisation of activations in panels: down the columns of vectors, nothing horizontal."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def layer_norm_panels(
     epsilon: float = 1e-5,
     gamma: bool = True,
     beta: bool = True,
+    centred: bool = True,
 ) -> tirx.PrimFunc:
     """Build (x - mean) / sqrt(variance + epsilon) * gamma + beta over the features of each token.
 
@@ -45,6 +46,8 @@ def layer_norm_panels(
         Added to the variance.
     gamma, beta : bool
         Whether there is a factor and a summand, each [features].
+    centred : bool
+        Whether the mean is subtracted; without that it is root-mean-square normalisation.
 
     Returns
     -------
@@ -59,7 +62,7 @@ def layer_norm_panels(
         y = kernel.tensor("y", [panels.size(features)])
         cost = panels.columns * features / panels.lanes * _NANOSECONDS_PER_VECTOR / 1e3
         with kernel.body(), outer_loop(panels.tiles.total, cost, machine.threads) as index:
-            norm = _Norm(Vectors(panels.lanes), features, epsilon, x, scale, shift, y)
+            norm = _Norm(Vectors(panels.lanes), features, epsilon, x, scale, shift, y, centred)
             emit_tile(panels.tiles, panels.lanes, index, norm.panel)
     return result[0]
 
@@ -74,9 +77,11 @@ class _Norm:
         scale: Tensor | None,
         shift: Tensor | None,
         y: Tensor,
+        centred: bool,
     ) -> None:
         self.vectors, self.features, self.epsilon = vectors, features, epsilon
         self.x, self.scale, self.shift, self.y = x, scale, shift, y
+        self.centred = centred
 
     def panel(self, first: Any, nt: int) -> None:
         """Normalise one panel."""
@@ -90,11 +95,14 @@ class _Norm:
         def value(feature: Any, j: int) -> Any:
             return v.load(self.x.flat, at(feature, j))
 
-        means = [v.keep(total * share) for total in self._sums(nt, value)]
+        means = [v.keep(total * share) for total in self._sums(nt, value)] if self.centred else []
+
+        def difference(feature: Any, j: int) -> Any:
+            return value(feature, j) - means[j] if self.centred else value(feature, j)
 
         def square(feature: Any, j: int) -> Any:
-            difference = v.keep(value(feature, j) - means[j])
-            return difference * difference
+            kept = v.keep(difference(feature, j))
+            return kept * kept
 
         factors = []
         for total in self._sums(nt, square):
@@ -102,7 +110,7 @@ class _Norm:
             factors.append(v.keep(v.splat(T.float32(1.0)) / root))
         with B.serial(0, features) as feature:
             for j in range(nt):
-                result = (value(feature, j) - means[j]) * factors[j]
+                result = difference(feature, j) * factors[j]
                 if self.scale is not None:
                     result = result * v.splat(self.scale.flat[feature])
                 if self.shift is not None:

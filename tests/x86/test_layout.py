@@ -11,6 +11,7 @@ from attention_models import Layer, attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
+from tvm import relax
 from tvm_sparse.passes import choose_layout as choose_layout_module
 from tvm_sparse.passes.choose_layout import choose_layout
 from tvm_sparse.passes.collect_weights import collect_weights
@@ -79,6 +80,25 @@ def test_fewer_tokens_than_a_vector_stay_in_rows():
 
 def test_a_layer_that_stands_alone_takes_rows():
     assert not {"pack_panels", "unpack_panels"} & set(kernels_of(zoo.single_matmul(64, 64, 32)))
+
+
+def test_root_mean_square_norms_stay_in_panels():
+    rng = np.random.default_rng(0)
+
+    def weight(*shape):
+        return relax.const((rng.standard_normal(shape) * 0.1).astype("float32"))
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((48, 64), "float32"))
+    with builder.function("main", [x], attrs={"num_input": 1}):
+        with builder.dataflow():
+            first = builder.emit(relax.op.matmul(x, weight(64, 64)))
+            norm = builder.emit(relax.op.nn.rms_norm(first, weight(64), [-1], 1e-6))
+            y = builder.emit_output(relax.op.matmul(norm, weight(64, 64)))
+        builder.emit_func_output(y)
+    module = ts.compile(builder.get(), "native", threads=1)
+    symbols = [row.symbol for row in module.profile(np.ones((48, 64), "float32")).kernels]
+    assert "layer_norm_panels" in symbols
 
 
 def agrees(proto, seed=0):

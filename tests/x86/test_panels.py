@@ -69,21 +69,22 @@ def test_the_kernels_pack_and_unpack_as_numpy_does(lanes, tokens, features, nt):
     nt=st.integers(1, 4),
     gamma=st.booleans(),
     beta=st.booleans(),
+    centred=st.booleans(),
     offset=st.sampled_from([0.0, 100.0]),
 )
-def test_layer_norm_agrees_with_float64(lanes, tokens, features, nt, gamma, beta, offset):
+def test_norms_agree_with_float64(lanes, tokens, features, nt, gamma, beta, centred, offset):
     panels, x = Panels(tokens, nt, lanes), draw((tokens, features)) + np.float32(offset)
     scale, shift = draw(features, 1), draw(features, 2)
     inputs = [panels.pack(x), *([scale] if gamma else []), *([shift] if beta else [])]
-    func = layer_norm_panels(panels, features, machine(lanes), 1e-5, gamma, beta)
+    func = layer_norm_panels(panels, features, machine(lanes), 1e-5, gamma, beta, centred)
     flat = run(func, lanes, inputs, (panels.size(features),))
     wide = x.astype("float64")
-    centred = wide - wide.mean(1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
-    want = centred / deviation * (scale if gamma else 1) + (shift if beta else 0)
+    difference = wide - wide.mean(1, keepdims=True) if centred else wide
+    deviation = np.sqrt((difference**2).mean(1, keepdims=True) + 1e-5)
+    want = difference / deviation * (scale if gamma else 1) + (shift if beta else 0)
     # The mean is off by the rounding of sums of |x|; what is divided by the deviation keeps that.
     off = EPS * (features + 4) * np.abs(wide).mean(1, keepdims=True) / deviation
-    bound = (2 * off + EPS * (features + 8) * (np.abs(centred) / deviation + off)) * (
+    bound = (2 * off + EPS * (features + 8) * (np.abs(difference) / deviation + off)) * (
         np.abs(scale) if gamma else 1
     ) + EPS * (np.abs(want) + 1)
     assert np.all(np.abs(panels.unpack(flat, features) - want) <= bound)
