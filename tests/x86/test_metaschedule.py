@@ -106,7 +106,7 @@ def compiled(workload, function, weight):
     packed = FORMATS["plain"].pack(matrix_view(weight, workload.op), {})
     named = function.with_attr("global_symbol", "kernel")
     kernel = tvm.compile(named, target_of(LANES))["kernel"]
-    return BuiltKernel(kernel, METASCHEDULE.arguments(workload, packed), 0)
+    return BuiltKernel(kernel, METASCHEDULE.arguments(workload, packed))
 
 
 def check(workload, function, seed=0, spoil=None):
