@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from bars import from_panels, to_panels, zeros
+from bars import zeros
 from cases import Case
 from timing import System, fastest
 from truth import Truth
@@ -17,11 +17,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 from tvm_sparse.schedules.base import KernelTemplate
 from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
-from tvm_sparse.schedules.x86.templates import TEMPLATES
+from tvm_sparse.schedules.x86.templates import TEMPLATES, narrowed
 
 from tvm_sparse.calibration import calibrated
 from tvm_sparse.formats import FORMATS, PackedWeight
 from tvm_sparse.ops import WeightSite
+from tvm_sparse.panels import Panels
 from tvm_sparse.planner import decide
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.targets import machine_of, resolve_target
@@ -156,7 +157,8 @@ class Shop:
         packed = packed or FORMATS[template.format].pack(layer.matrix, choice.config)
         function, shapes = self._function(template, layer.workload, packed, choice.config)
         arrays = [np.asarray(a) for a in template.arguments(layer.workload, packed)]
-        ends = like.call.args if like else map(_tensor, _activations(layer, *shapes))
+        panels = self._panels(layer, choice)
+        ends = like.call.args if like else map(_tensor, _activations(layer, panels, shapes[1]))
         x, *_, y = ends
         tensors = [x, *map(_tensor, arrays), y]
         views = [np.from_dlpack(tensor) for tensor in tensors]
@@ -164,9 +166,7 @@ class Shop:
 
         def output() -> np.ndarray:
             result = views[-1]
-            if not layer.in_panels:
-                return result
-            return from_panels(result, layer.case.columns)[:, : len(layer.weight)]
+            return result if panels is None else panels.unpack(result, len(layer.weight))
 
         return Kernel(
             choice,
@@ -176,6 +176,15 @@ class Shop:
             sum(a.nbytes for a in arrays),
             output,
         )
+
+    def _panels(self, layer: Layer, choice: Choice) -> Panels | None:
+        """Say how a kernel that takes panels cuts its tokens."""
+        if not layer.in_panels:
+            return None
+        # Few tokens take narrower vectors in one of the templates.
+        sliced = template_named(choice.template).format == "sliced_ell"
+        machine = narrowed(layer.workload, self.machine) if sliced else self.machine
+        return Panels(layer.case.columns, int(choice.config["nt"]), machine.lanes)
 
     def _function(
         self, template: KernelTemplate, workload: Workload, packed: PackedWeight, config: Any
@@ -227,15 +236,14 @@ class Shop:
 
 
 def _activations(
-    layer: Layer, x_shape: tuple[int, ...], y_shape: tuple[int, ...]
+    layer: Layer, panels: Panels | None, y_shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the input as the kernel wants it, and room for its output."""
-    if not layer.in_panels:
+    if panels is None:
         return layer.x, zeros(y_shape)
-    panels = to_panels(layer.x, x_shape[2])
-    # Zeros behind the last feature, where a kernel asks for them.
-    x = zeros(x_shape)
-    x[:, : panels.shape[1]] = panels
+    packed = panels.pack(layer.x)
+    x = zeros(packed.shape)
+    x[...] = packed
     return x, zeros(y_shape)
 
 
