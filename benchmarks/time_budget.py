@@ -46,7 +46,7 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
 # Kind -> the beginnings of its kernels' names, the first that fits.
 KINDS: dict[str, tuple[str, ...]] = {
     "sparse layers": ("sliced_ell_", "register_tiled_"),
-    "dense layers": ("dense_",),
+    "dense layers": ("dense_", "plain_"),
     "attention": ("attention_", "batch_matmul", "softmax"),
     "layer norm": ("layer_norm",),
     "pooling and means": ("max_pool", "avg_pool", "mean_", "sum_"),

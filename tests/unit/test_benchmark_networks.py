@@ -49,6 +49,7 @@ def test_a_jump_is_told_by_the_size_where_it_comes():
     [
         ("sliced_ell_matmul_of_3_1", "sparse layers"),
         ("dense_conv2d_1", "dense layers"),
+        ("plain_conv2d_2", "dense layers"),
         ("attention_panels", "attention"),
         ("layer_norm_panels", "layer norm"),
         ("vm.builtin.reshape", "the virtual machine"),
