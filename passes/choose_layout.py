@@ -164,6 +164,8 @@ def _candidates(
     taken: set[int] = set()
 
     def add(op: PanelOp) -> None:
+        if not all(isinstance(variable, relax.Var) for variable in op.inputs):
+            return
         shapes = [static_shape(body.bindings[op.result][0]), *map(static_shape, op.inputs)]
         if not all(shape is not None and len(shape) >= 2 for shape in shapes):
             return
@@ -175,11 +177,10 @@ def _candidates(
     for fused_site in sites:
         gain = gains.get(fused_site.site.binding)
         fused = fused_site.fused
-        if gain is not None and all(isinstance(t, relax.Var) for t in fused.tensors):
+        if gain is not None:
             inputs = (fused_site.data, *fused.tensors)
             add(PanelOp("weight", fused.members, fused.result, inputs, gain, fused_site))
-        else:
-            taken.update(fused.members)
+        taken.update(fused.members)
     for attention in match_attention(body):
         add(_attention_op(attention, machine))
     for index, (variable, call) in enumerate(body.bindings):
