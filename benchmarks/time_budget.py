@@ -81,8 +81,9 @@ def measure(model: onnx.ModelProto, rate: float) -> dict[str, Any]:
             work = np.count_nonzero(weight) if sparse[fused.site.name] else weight.size
             kind = "sparse layers" if sparse[fused.site.name] else "dense layers"
             floors[kind] += 2 * work * columns / rate / 1e3
-    for a in match_attention(Body(loaded)):
-        macs = 2 * a.batch * a.heads * a.tokens**2 * a.depth
+    for attention in match_attention(Body(loaded)):
+        g = attention.geometry
+        macs = 2 * g.batch * g.heads * g.tokens**2 * g.depth
         floors["attention"] += 2 * macs / rate / 1e3
     return {"whole": profile.total_microseconds, "times": times, "floors": floors}
 

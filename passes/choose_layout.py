@@ -88,15 +88,19 @@ class Layout:
     together: Sequence[tuple[int, ...]] = ()
     parts: int = 1
 
-    def of_site(self, fused_site: FusedSite) -> Panels | None:
-        """Return the panels that a weight's operator works on, None when it takes rows."""
+    def takes_panels(self, fused_site: FusedSite) -> bool:
+        """Whether a weight's operator works on panels."""
         op = self.ops.get(fused_site.fused.result)
-        return self.panels[op.result] if op is not None and op.kind == "weight" else None
+        return op is not None and op.kind == "weight"
 
 
 def panels_of(tokens: int, machine: X86Machine) -> Panels | None:
     """Cut tokens in panels; None where they do not fill a vector, and rows are as good."""
-    return Panels(tokens, _VECTORS, machine.lanes) if tokens >= machine.lanes else None
+    return _cut(tokens, machine) if tokens >= machine.lanes else None
+
+
+def _cut(tokens: int, machine: X86Machine) -> Panels:
+    return Panels(tokens, _VECTORS, machine.lanes)
 
 
 def choose_layout(
@@ -122,9 +126,8 @@ def choose_layout(
     ops = _candidates(body, sites, gains, machine)
     chosen = _cheapest(body, ops, machine)
     parts = _parts(body, chosen, machine)
-    panels = {op.result: panels_of(_tokens(body, op) // parts, machine) for op in chosen}
-    cut = {result: some for result, some in panels.items() if some is not None}
-    return Layout({op.result: op for op in chosen}, cut, _groups(body, chosen), parts)
+    panels = {op.result: _cut(_tokens(body, op) // parts, machine) for op in chosen}
+    return Layout({op.result: op for op in chosen}, panels, _groups(body, chosen), parts)
 
 
 def _tokens(body: Body, op: PanelOp) -> int:
@@ -138,8 +141,8 @@ def _parts(body: Body, chosen: Sequence[PanelOp], machine: X86Machine) -> int:
 
     One, unless every operator works on the same sequences.
     """
-    attentions = [op.what for op in chosen if op.kind == "attention"]
-    batches = {(a.batch, a.tokens) for a in attentions}
+    geometries = [op.what.geometry for op in chosen if op.kind == "attention"]
+    batches = {(geometry.batch, geometry.tokens) for geometry in geometries}
     if len(batches) != 1:
         return 1
     [(batch, tokens)] = batches
@@ -182,7 +185,8 @@ def _candidates(
             add(PanelOp("weight", fused.members, fused.result, inputs, gain, fused_site))
         taken.update(fused.members)
     for attention in match_attention(body):
-        add(_attention_op(attention, machine))
+        if supports_panels(attention.geometry, machine.lanes):
+            add(_attention_op(attention, machine))
     for index, (variable, call) in enumerate(body.bindings):
         if index not in taken:
             if norm_of(call) and _is_over_features(body, call):
@@ -195,13 +199,9 @@ def _candidates(
 
 
 def _attention_op(attention: Attention, machine: X86Machine) -> PanelOp:
-    a, tokens = attention, attention.batch * attention.tokens
-    panels = panels_of(tokens, machine)
-    gain = cost.attention_gain(tokens * a.heads * a.depth, machine)
-    if panels is None or not supports_panels(a.batch, a.tokens, panels):
-        gain = -1e9
-    inputs = (a.query, a.key, a.value)
-    return PanelOp("attention", a.members, a.result, inputs, gain, attention)
+    a, g = attention, attention.geometry
+    gain = cost.attention_gain(g.batch * g.tokens * g.heads * g.depth, machine)
+    return PanelOp("attention", a.members, a.result, (a.query, a.key, a.value), gain, a)
 
 
 @dataclass(frozen=True)

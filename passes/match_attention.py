@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax
 
+from ..schedules.x86.panels_attention import AttentionGeometry
 from .fuse_epilogue import Body
-from .rewrite_main import call_of, static_shape
+from .rewrite_main import call_of, constant_of, number_in, static_shape
 
 # The axes of a [batch, tokens, heads * depth] tensor seen as four.
 _BATCH, _TOKENS, _HEADS, _DEPTH = range(4)
@@ -38,6 +38,8 @@ class Attention:
         Each [batch, tokens, heads * depth].
     mask : relax.Expr or None
         Added to the scores: [batch or 1, heads or 1, queries or 1, keys].
+    geometry : AttentionGeometry
+        What is computed, but for the mask.
     """
 
     members: frozenset[int]
@@ -46,12 +48,7 @@ class Attention:
     key: Any
     value: Any
     mask: Any
-    batch: int
-    tokens: int
-    heads: int
-    kv_heads: int
-    depth: int
-    scale: float
+    geometry: AttentionGeometry
 
 
 @dataclass
@@ -119,12 +116,7 @@ class _Matcher:
             key.source,
             value.source,
             mask,
-            batch,
-            tokens,
-            heads,
-            heads // key.times,
-            depth,
-            scale,
+            AttentionGeometry(batch, tokens, heads, heads // key.times, depth, scale),
         )
 
     def _shape(self, expression: Any) -> tuple[int, ...]:
@@ -148,15 +140,9 @@ class _Matcher:
         return index, self.body.bindings[index][1]
 
     def _number(self, expression: Any) -> float | None:
-        """Return the one number that a scalar holds, None when it is none."""
-        value = None
-        if isinstance(expression, tvm.ir.GenericConst):
-            value = expression.value.numpy()
-        elif isinstance(expression, relax.Var):
-            value = self.body.model.params.get(expression.name)
-        if value is None or value.size != 1 or value.dtype != np.float32:
-            return None
-        return float(value.reshape(-1)[0])
+        """Return the one float32 number that a constant or a weight holds, else None."""
+        value = constant_of(expression, self.body.model.params)
+        return number_in(value) if value is not None and value.dtype == np.float32 else None
 
     def _scaled(self, call: Any) -> tuple[Any, float] | None:
         """Read a multiplication by, or a division through, one number."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import tvm
 from tvm import relax
 
 from ..model import Model
@@ -42,28 +41,20 @@ def _near(value: float | None, wanted: float) -> bool:
     return value is not None and math.isclose(value, wanted, rel_tol=_TOLERANCE)
 
 
-def _scalar(rewriter: MainRewriter, leaf: Any) -> float | None:
-    if isinstance(leaf, tvm.ir.GenericConst):
-        value = leaf.value.numpy()
-    else:
-        value = rewriter.params.get(leaf) if isinstance(leaf, relax.Var) else None
-    return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
-
-
 def _factors(rewriter: MainRewriter, expr: Any) -> tuple[float, list[Any]]:
     """Take a product apart: the numbers in it multiplied, and what else it is made of."""
     factor = 1.0
     leaves: list[Any] = []
     for leaf in expr.args:
-        number = _scalar(rewriter, leaf)
+        number = rewriter.scalar(leaf)
         inner = rewriter.lookup(leaf)
         if number is not None:
             factor *= number
         elif call_of(inner, "multiply"):
             within, more = _factors(rewriter, inner)
             factor, leaves = factor * within, leaves + more
-        elif call_of(inner, "divide") and _scalar(rewriter, inner.args[1]):
-            factor /= _scalar(rewriter, inner.args[1]) or 1.0
+        elif call_of(inner, "divide") and rewriter.scalar(inner.args[1]):
+            factor /= rewriter.scalar(inner.args[1]) or 1.0
             leaves.append(inner.args[0])
         else:
             leaves.append(leaf)
@@ -76,7 +67,7 @@ def _plus_one(rewriter: MainRewriter, leaf: Any) -> Any:
     if not call_of(call, "add"):
         return None
     for one, other in (call.args, reversed(call.args)):
-        if _scalar(rewriter, one) == 1.0:
+        if rewriter.scalar(one) == 1.0:
             return rewriter.lookup(other)
     return None
 
@@ -85,7 +76,7 @@ def _is_scaled(rewriter: MainRewriter, leaf: Any, x: Any, wanted: float) -> bool
     """Whether a value is `wanted` times x."""
     call = rewriter.lookup(leaf)
     if call_of(call, "divide"):
-        number = _scalar(rewriter, call.args[1])
+        number = rewriter.scalar(call.args[1])
         return bool(number) and call.args[0].same_as(x) and _near(1 / (number or 1.0), wanted)
     if not call_of(call, "multiply"):
         return False
@@ -119,6 +110,6 @@ def _is_third_power(rewriter: MainRewriter, parts: list[Any], x: Any) -> bool:
         return (
             call_of(power, "power")
             and power.args[0].same_as(x)
-            and _scalar(rewriter, power.args[1]) == 3.0
+            and rewriter.scalar(power.args[1]) == 3.0
         )
     return len(parts) == 3 and all(part.same_as(x) for part in parts)

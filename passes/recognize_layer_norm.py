@@ -102,7 +102,7 @@ def _match_core(rewriter: MainRewriter, expr: Any) -> _Core | None:
     centred, added = rewriter.lookup(deviation), rewriter.lookup(spread)
     if not call_of(centred, "subtract") or not call_of(added, "add"):
         return None
-    eps = _scalar(rewriter, added.args[1])
+    eps = rewriter.scalar(added.args[1])
     data, mean = centred.args[0], rewriter.lookup(centred.args[1])
     axes = _mean_axes(mean, data)
     if (
@@ -122,7 +122,7 @@ def _numerator_and_variance(rewriter: MainRewriter, expr: Any) -> tuple[Any, Any
         root = rewriter.lookup(expr.args[1])
         if call_of(root, "sqrt"):
             return expr.args[0], root.args[0]
-        if call_of(root, "power") and _scalar(rewriter, root.args[1]) == 0.5:
+        if call_of(root, "power") and rewriter.scalar(root.args[1]) == 0.5:
             return expr.args[0], root.args[0]
     if call_of(expr, "multiply"):
         root = rewriter.lookup(expr.args[1])
@@ -160,7 +160,7 @@ def _is_variance(
 
 
 def _squared_operand(rewriter: MainRewriter, call: Any) -> list[Any]:
-    if call_of(call, "power") and _scalar(rewriter, call.args[1]) == 2.0:
+    if call_of(call, "power") and rewriter.scalar(call.args[1]) == 2.0:
         return [call.args[0]]
     if call_of(call, "multiply") and call.args[0].same_as(call.args[1]):
         return [call.args[0]]
@@ -176,10 +176,3 @@ def _same_deviation(rewriter: MainRewriter, left: Any, right: Any) -> bool:
         return False
     means = [rewriter.lookup(a.args[1]), rewriter.lookup(b.args[1])]
     return all(call_of(m, "mean") and m.args[0].same_as(a.args[0]) for m in means)
-
-
-def _scalar(rewriter: MainRewriter, leaf: Any) -> float | None:
-    if isinstance(leaf, tvm.ir.GenericConst) and leaf.ty.ndim == 0:
-        return float(leaf.value.numpy())
-    value = rewriter.params.get(leaf) if isinstance(leaf, relax.Var) else None
-    return float(value.reshape(())) if value is not None and value.size == 1 else None

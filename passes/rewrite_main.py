@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -123,6 +123,18 @@ def dtype_of(expr: Any) -> str:
     return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
 
 
+def constant_of(expr: Any, params: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return the value of a constant or of a weight by its name, None for anything else."""
+    if isinstance(expr, tvm.ir.GenericConst):
+        return np.asarray(expr.value.numpy())
+    return params.get(expr.name) if isinstance(expr, relax.Var) else None
+
+
+def number_in(value: np.ndarray | None) -> float | None:
+    """Return the one number that an array holds, None when it holds more or there is none."""
+    return float(value.reshape(())) if value is not None and value.size == 1 else None
+
+
 def is_float(dtype: Any) -> bool:
     """Say whether a NumPy or TVM element type is floating point, bfloat16 included."""
     return str(dtype).startswith(("float", "bfloat"))
@@ -189,6 +201,12 @@ class MainRewriter:
     def lookup(self, var: Any) -> Any:
         """Return what a new variable is bound to; None for inputs and weights."""
         return self._builder.lookup_binding(var) if isinstance(var, relax.Var) else None
+
+    def scalar(self, leaf: Any) -> float | None:
+        """Return the one number that a constant or a weight holds, None for anything else."""
+        if isinstance(leaf, tvm.ir.GenericConst) and isinstance(leaf.ty, relax.TensorType):
+            return number_in(leaf.value.numpy())
+        return number_in(self.params.get(leaf)) if isinstance(leaf, relax.Var) else None
 
     def substitute(self, expr: Any) -> Any:
         """Replace old variables by what stands for them now."""

@@ -8,7 +8,7 @@ for the first part of a batch, then for the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,14 @@ from tvm import relax
 from ..model import Model
 from ..ops.base import product
 from ..panels import Panels
-from ..schedules.x86.panels_attention import AttentionGeometry, MaskKind, Source, attention_panels
+from ..schedules.x86.panels_attention import MaskKind, Source, attention_panels
 from ..schedules.x86.panels_convert import pack_panels, unpack_panels
 from ..schedules.x86.panels_norm import layer_norm_panels
 from ..targets import X86Machine
 from .choose_layout import Layout, PanelOp, norm_of
 from .collect_weights import FusedSite
 from .match_attention import Attention
-from .rewrite_main import operands_of, static_shape
+from .rewrite_main import constant_of, operands_of, static_shape
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class _Emitter:
         self.starts = {f.fused.result: f for f in sites if f.site.binding in calls}
         self.dropped = {index for f in self.starts.values() for index in f.fused.members}
         self.dropped |= {index for op in layout.ops.values() for index in op.members}
+        self.results = {f.site.binding: self.flat[p].var.name for p, f in self.starts.items()}
+        # Made once, however many parts and attentions use them.
+        self.constants: dict[tuple[str, ...], list[Any]] = {}
+        self.masks: dict[tuple[str, int], tuple[MaskKind, Any]] = {}
         self.builder = relax.BlockBuilder(model.mod)
         self.functions: dict[Any, Any] = {}
         # Operators on panels that wait, and the names of their results.
@@ -221,6 +225,12 @@ class _Emitter:
             self.functions[call.symbol] = self.builder.add_func(function, call.symbol)
         return self.functions[call.symbol]
 
+    def _constants(self, call: KernelCall) -> list[Any]:
+        if call.group not in self.constants:
+            arrays = (*call.arrays, *call.channels)
+            self.constants[call.group] = [relax.const(array) for array in arrays]
+        return self.constants[call.group]
+
     def _bind(self, expression: Any, name: str) -> Any:
         variable = relax.DataflowVar(name, expression.ty)
         self.bindings.append(relax.VarBinding(variable, expression))
@@ -256,7 +266,7 @@ class _Emitter:
         def seen(value: Any) -> Any:
             return self._as_matrix(value) if is_matmul else value
 
-        arguments = [seen(fused_site.data), *_constants(call)]
+        arguments = [seen(fused_site.data), *self._constants(call)]
         arguments += [seen(tensor) for tensor in fused.tensors]
         shape = list(result.ty.shape)
         if is_matmul and len(shape) != 2:
@@ -289,18 +299,12 @@ class _Emitter:
             # Another layer of its group was first.
             return
         inputs = [self._in_panels(variable, panels).tensor for variable in op.inputs]
-        arguments = [inputs[0], *_constants(call), *inputs[1:]]
+        arguments = [inputs[0], *self._constants(call), *inputs[1:]]
         shape = [panels.size(call.features)]
         tensor = self._call(self._symbol(call), arguments, shape, f"{result.name}_panels")
         for binding in call.group:
-            other = self.calls[binding]
-            name = self._result_of(binding)
-            self._gives(name, _InPanels(tensor, panels, call.features, other.first))
-
-    def _result_of(self, binding: str) -> str:
-        """Name the value that a site's kernel stores."""
-        position = next(p for p, f in self.starts.items() if f.site.binding == binding)
-        return str(self.flat[position].var.name)
+            value = _InPanels(tensor, panels, call.features, self.calls[binding].first)
+            self._gives(self.results[binding], value)
 
     def _norm(self, op: PanelOp, result: Any) -> None:
         panels = self.layout.panels[op.result]
@@ -335,25 +339,33 @@ class _Emitter:
                 tensors.append(value.tensor)
             number = next(i for i, known in enumerate(tensors) if known.same_as(value.tensor))
             sources.append(Source(number, value.features, value.first))
-        kind, mask = self._mask(a, result.name)
+        kind, mask = self._mask(a)
         lead = (static_shape(mask) if mask is not None else None) or (1, 1)
-        batch, heads = a.batch // self.layout.parts, (a.heads, a.kv_heads, a.depth)
-        geometry = AttentionGeometry(batch, a.tokens, *heads, a.scale, kind, lead[0], lead[1])
+        batch = a.geometry.batch // self.layout.parts
+        geometry = replace(
+            a.geometry, batch=batch, mask=kind, mask_batch=lead[0], mask_heads=lead[1]
+        )
         symbol = self._shared(attention_panels, geometry, panels, tuple(sources), self.machine)
-        features = a.heads * a.depth
+        features = geometry.heads * geometry.depth
         arguments = [*tensors, *([] if mask is None else [mask])]
         tensor = self._call(symbol, arguments, [panels.size(features)], f"{result.name}_panels")
         self._gives(result.name, _InPanels(tensor, panels, features))
 
-    def _mask(self, attention: Attention, name: str) -> tuple[MaskKind, Any]:
+    def _mask(self, attention: Attention) -> tuple[MaskKind, Any]:
         """Tell what kind of mask there is, and bring it to [batch, heads, keys, queries]."""
         mask = attention.mask
         if mask is None:
             return "none", None
-        if _is_causal(self._constant(mask), attention.tokens):
-            return "causal", None
+        # The layers of a network share a mask.
+        key = (getattr(mask, "name", str(id(mask))), self.part)
+        if key not in self.masks:
+            causal = _is_causal(constant_of(mask, self.model.params), attention.geometry.tokens)
+            self.masks[key] = ("causal", None) if causal else self._turned_mask(mask)
+        return self.masks[key]
+
+    def _turned_mask(self, mask: Any) -> tuple[MaskKind, Any]:
         self._need_rows([mask])
-        shape = static_shape(mask)
+        shape, name = static_shape(mask), getattr(mask, "name", "mask")
         assert shape is not None
         full = (*([1] * (4 - len(shape))), *shape)
         if len(shape) != 4:
@@ -372,11 +384,6 @@ class _Emitter:
         relax.expr._update_type(turned, relax.TensorType(order, "float32"))
         return "pairs", self._bind(turned, f"{name}_pairs")
 
-    def _constant(self, expression: Any) -> np.ndarray | None:
-        if isinstance(expression, tvm.ir.GenericConst):
-            return np.asarray(expression.value.numpy())
-        return self.model.params.get(getattr(expression, "name", ""))
-
 
 # Added to a score, this leaves nothing of its share beside one that nothing was added to.
 _NOTHING = -1e9
@@ -388,10 +395,6 @@ def _is_causal(mask: np.ndarray | None, tokens: int) -> bool:
         return False
     seen = np.tri(tokens, dtype=bool)
     return bool(np.all(mask[..., seen] == 0) and np.all(mask[..., ~seen] <= _NOTHING))
-
-
-def _constants(call: KernelCall) -> list[Any]:
-    return [relax.const(array) for array in (*call.arrays, *call.channels)]
 
 
 def _typed_call(symbol: Any, arguments: Sequence[Any], shape: Sequence[Any]) -> Any:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import tvm
-from tvm import relax
 
 from ..model import Model
 from .rewrite_main import MainRewriter, call_of
@@ -49,22 +47,14 @@ def _is_zeros(rewriter: MainRewriter, leaf: Any) -> bool:
         leaf = call.args[1]
     elif call_of(call, "zeros") or call_of(call, "zeros_like"):
         return True
-    return _scalar(rewriter, leaf) == 0.0
-
-
-def _scalar(rewriter: MainRewriter, leaf: Any) -> float | None:
-    if isinstance(leaf, tvm.ir.GenericConst) and isinstance(leaf.ty, relax.TensorType):
-        value = leaf.value.numpy()
-    else:
-        value = rewriter.params.get(leaf) if isinstance(leaf, relax.Var) else None
-    return float(value.reshape(())) if value is not None and value.size == 1 else None
+    return rewriter.scalar(leaf) == 0.0
 
 
 def _compared_with_minus_infinity(rewriter: MainRewriter, leaf: Any) -> Any:
     call = rewriter.lookup(leaf)
     while any(call_of(call, name) for name in _UNARY):
         call = rewriter.lookup(call.args[0])
-    if call_of(call, "equal") and _scalar(rewriter, call.args[1]) == -np.inf:
+    if call_of(call, "equal") and rewriter.scalar(call.args[1]) == -np.inf:
         return call.args[0]
     return None
 
@@ -73,7 +63,7 @@ def _is_product(rewriter: MainRewriter, leaf: Any) -> bool:
     call = rewriter.lookup(leaf)
     while not call_of(call, "matmul"):
         scaled = call_of(call, "multiply") or call_of(call, "divide")
-        if scaled and np.isfinite(_scalar(rewriter, call.args[1]) or np.nan):
+        if scaled and np.isfinite(rewriter.scalar(call.args[1]) or np.nan):
             call = rewriter.lookup(call.args[0])
         elif any(call_of(call, name) for name in _FINITE):
             call = rewriter.lookup(call.args[0])

@@ -31,7 +31,7 @@ def _legalize_gelu(builder: Any, call: Any) -> Any:
     """Leave GELU whole: written as its formula, it takes an erf that is better than needed."""
     x = call.args[0]
     if str(x.ty.dtype) != "float32":
-        return _stock_legalization("relax.nn.gelu")(builder, call)
+        return call.op.get_attr("FLegalize")(builder, call)
 
     def gelu(x: Any) -> Any:
         return te.compute(
@@ -41,10 +41,6 @@ def _legalize_gelu(builder: Any, call: Any) -> Any:
         )
 
     return builder.call_te(gelu, x)
-
-
-def _stock_legalization(name: str) -> Any:
-    return tvm.ir.Op.get(name).get_attr("FLegalize")
 
 
 # For `LegalizeOps`: operator -> how it becomes TensorIR, where TVM's own way is slow.

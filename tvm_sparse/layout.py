@@ -76,7 +76,7 @@ def lay_out(
     layout = choose_layout(Body(model), sites, gains, machine)
     chosen = []
     for task in tasks:
-        takes_panels = layout.of_site(task.fused_site) is not None
+        takes_panels = layout.takes_panels(task.fused_site)
         other = _in_panels(task, machine, layout.parts) if takes_panels else None
         chosen.append(other or task)
     return layout, chosen

@@ -10,25 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Panels of activations: `full` of width `nt` vectors, then `rest` of `nt_rest` vectors.
-
-    The counts are Python integers, or TIR expressions where the number of columns is symbolic.
-    """
+    """Panels of activations: `full` of width `nt` vectors, then `rest` of `nt_rest` vectors."""
 
     nt: int
-    full: Any
+    full: int
     nt_rest: int
-    rest: Any
+    rest: int
 
     @property
-    def total(self) -> Any:
+    def total(self) -> int:
         """Number of panels."""
         return self.full + self.rest
 

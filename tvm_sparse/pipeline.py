@@ -162,20 +162,12 @@ class _KernelBuilder:
         bindings = tuple(t.site.binding for t in group)
         channels = _channels(model, group)
         arrays = template.arguments(workload, packed)
-        nonzeros = [int(np.count_nonzero(part)) for part in views]
         calls, first = [], 0
-        for part, count in zip(views, nonzeros, strict=True):
+        for part, nbytes in zip(views, _shares(packed.nbytes, views), strict=True):
             call = KernelCall(
                 symbol, function, arrays, channels, task.panels, len(view), first, bindings
             )
-            calls.append(
-                (
-                    call,
-                    packed.nbytes * count // max(1, sum(nonzeros))
-                    if len(group) > 1
-                    else packed.nbytes,
-                )
-            )
+            calls.append((call, nbytes))
             first += len(part)
         return calls
 
@@ -185,6 +177,14 @@ class _KernelBuilder:
         symbol = next(name for name in names if name not in self._symbols)
         self._symbols.add(symbol)
         return symbol
+
+
+def _shares(nbytes: int, parts: Sequence[np.ndarray]) -> list[int]:
+    """Share the bytes of a packed weight out among its parts, by their nonzeros."""
+    if len(parts) == 1:
+        return [nbytes]
+    counts = [int(np.count_nonzero(part)) for part in parts]
+    return [nbytes * count // max(1, sum(counts)) for count in counts]
 
 
 def _channels(model: Model, group: Sequence[Task]) -> list[np.ndarray]:

@@ -23,7 +23,7 @@ from .dense_kernel import (
     static_product,
 )
 
-_FLOPS_PER_MICROSECOND_AND_LANE = 6_000.0
+FLOPS_PER_MICROSECOND_AND_LANE = 6_000.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def batch_matmul(
         y = kernel.tensor("y", [*batch, rows, columns])
         macs = static_product([*batch, rows, depth, columns])
         cost = (
-            None if macs is None else 2.0 * macs / (_FLOPS_PER_MICROSECOND_AND_LANE * machine.lanes)
+            None if macs is None else 2.0 * macs / (FLOPS_PER_MICROSECOND_AND_LANE * machine.lanes)
         )
         with kernel.body():
             emitter = _Emitter(machine, a, b, y, scale)

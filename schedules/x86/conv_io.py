@@ -17,12 +17,12 @@ from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
 from ...workload import Conv2dGeometry, Epilogue
-from ..epilogue import emit_epilogue
+from ..epilogue import emit_epilogue, is_long
 from ..vectors import Vectors
 from .matmul_io import argument, flat
 from .packed_panel import PackedPanel
 from .register_tile import RegisterTile
-from .tile_store import TileStore
+from .tile_store import each_row
 
 
 class ConvIO:
@@ -43,7 +43,6 @@ class ConvIO:
             groups=1,
         )
         self.padded = PaddedImage(self.geometry, lanes)
-        self.tiles = TileStore(epilogue, self.geometry.out_channels)
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -65,10 +64,6 @@ class ConvIO:
         """Alias x, the tensors and y as flat buffers."""
         self.x, self.y = flat(self.x), flat(self.y)
         self.tensors = [flat(tensor) for tensor in self.tensors]
-
-    def with_lanes(self, lanes: int) -> ConvIO:
-        """Images are of known size."""
-        raise NotImplementedError
 
     def columns(self) -> Any:
         """Count the output pixels of an image."""
@@ -96,9 +91,12 @@ class ConvIO:
                     self.padded.emit_band(self.x, self.source, image, band)
 
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
-        """List what packing copies."""
+        """List what packing copies, and reserve what a long epilogue needs."""
         self.panel = PackedPanel(self.vectors, self.kb, nt)
-        self.tiles.reserve(self.mr, nt * self.vectors.lanes)
+        if is_long(self.epilogue):
+            size = self.mr * nt * self.vectors.lanes
+            self.scratch = B.alloc_buffer((size,), "float32", scope="global")
+            self.order = B.alloc_buffer((self.mr,), "int32", scope="global")
         if self.padded.needed:
             self._list_copies(first, nt)
 
@@ -217,11 +215,20 @@ class ConvIO:
 
     def store_rows(self, tile: RegisterTile, rows: Sequence[Any], image: Any, first: Any) -> None:
         """Apply the epilogue and store each row's run of pixels, masked at the end of the image."""
+        channels = self.geometry.out_channels
+        if not is_long(self.epilogue):
 
-        def store_row(row: Any, values: Any, offset: Any) -> None:
-            self._store_run(tile.width, row, image, first, values, offset)
+            def store_row(row: Any, registers: Sequence[Any]) -> None:
+                self._store_run(tile.width, row, image, first, registers, None)
 
-        self.tiles.store(tile, rows, store_row)
+            each_row(tile, rows, channels, store_row)
+            return
+        # Its code stands in a loop over the rows, once and not for each of them.
+        tile.write(self.scratch, lambda r: r * tile.width)
+        for r, row in enumerate(rows):
+            B.buffer_store(self.order, row, [r])
+        with B.serial(0, tile.mr) as r, B.If(self.order[r] < channels), B.Then():
+            self._store_run(tile.width, self.order[r], image, first, self.scratch, r * tile.width)
 
     def _store_run(
         self, width: int, row: Any, image: Any, first: Any, values: Any, offset: Any

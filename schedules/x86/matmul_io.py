@@ -15,6 +15,7 @@ from ..epilogue import emit_epilogue
 from ..vectors import Vectors
 from .packed_panel import PackedPanel
 from .register_tile import RegisterTile
+from .squares import feature_columns, token_rows
 
 
 class MatmulIO:
@@ -117,12 +118,7 @@ class MatmulIO:
             token = T.min(first + j * v.lanes + i, self.tokens - 1)
             return token * k + block * self.kb + square * v.lanes
 
-        def row(i: int) -> Any:
-            if rest is None:
-                return v.keep(v.load(self.x, base_of(i)))
-            return v.keep(v.load_masked(self.x, base_of(i), rest))
-
-        for i, column in enumerate(v.transpose([row(i) for i in range(v.lanes)])):
+        for i, column in enumerate(feature_columns(v, self.x, base_of, rest)):
             v.store(panel, column, ((square * v.lanes + i) * nt + j) * v.lanes)
 
     def sums(self, rows: int, width: int, first: Any) -> tuple[Any, Any]:
@@ -153,12 +149,8 @@ class MatmulIO:
             for i in range(v.lanes)
         ]
         feature = low + square * v.lanes
-        transposed = v.transpose(rows)
-        scratch = B.alloc_buffer((v.lanes * v.lanes,), "float32", scope="global")
-        for i, row in enumerate(transposed):
-            v.store(scratch, row, i * v.lanes)
         token = first + j * v.lanes
-        with B.serial(0, T.min(T.Cast("int32", self.tokens - token), v.lanes)) as i:
+        with token_rows(v, rows, self.tokens - token) as (i, row):
             base = (token + i) * m + feature
 
             def load(buffer: Any, at: Any) -> Any:
@@ -167,7 +159,7 @@ class MatmulIO:
 
             result = emit_epilogue(
                 self.epilogue,
-                v.keep(v.load(scratch, i * v.lanes)),
+                row,
                 lambda index: load(self.channels[index], feature),
                 lambda index: load(self.tensors[index], base),
                 v.lanes,

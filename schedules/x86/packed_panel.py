@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm.tirx.script import builder as B
 
 from ..vectors import Vectors
@@ -20,6 +22,10 @@ class PackedPanel:
 
     def close(self) -> None:
         """Write the zeros, once the block is packed: packing may have run into them."""
-        v = self.vectors
-        for j in range(self.nt):
-            v.store(self.buffer, v.zero(), (self.kb * self.nt + j) * v.lanes)
+        write_zeros(self.vectors, self.buffer, self.kb * self.nt * self.vectors.lanes, self.nt)
+
+
+def write_zeros(vectors: Vectors, buffer: Any, at: Any, nt: int) -> None:
+    """Write the row of zeros behind a panel, which padding in a weight names."""
+    for j in range(nt):
+        vectors.store(buffer, vectors.zero(), at + j * vectors.lanes)

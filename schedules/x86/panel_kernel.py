@@ -8,12 +8,11 @@ it. What differs between operators is how a panel is packed and how results are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
-from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
@@ -66,9 +65,6 @@ class PanelIO(Protocol):
     def open_views(self) -> None:
         """Alias the arguments of several dimensions as flat buffers, once all are declared."""
 
-    def with_lanes(self, lanes: int) -> PanelIO:
-        """Return the same on narrower vectors; called where the number of columns is symbolic."""
-
     def columns(self) -> Any:
         """Columns of X that one image (or the whole batch of tokens) has."""
 
@@ -100,6 +96,10 @@ class PanelIO(Protocol):
         """Emit what comes after the last block of a unit."""
 
 
+# Called once the arguments are declared.
+Narrowed = Callable[[], PanelIO]
+
+
 @dataclass(frozen=True)
 class PanelShape:
     """The sizes that a panel kernel is specialised to.
@@ -129,21 +129,13 @@ class PanelShape:
         return max(max(hi[0] - lo[0], (hi[1] - lo[1]) * self.mr) for lo, hi in pairwise(bounds))
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Numbers of columns, `first` to `last`, that take panels of one vector of `lanes`."""
-
-    first: int
-    last: int
-    lanes: int
-
-
 def build_panel_kernel(
-    name: str, shape: PanelShape, io: PanelIO, weight: Weight, buckets: Sequence[Bucket] = ()
+    name: str, shape: PanelShape, io: PanelIO, weight: Weight, narrower: Mapping[int, Narrowed] = {}
 ) -> Any:
     """Build the PrimFunc: arguments x, weight arrays, epilogue vectors, epilogue tensors, y.
 
-    `buckets` are for a number of columns that is known when the kernel runs.
+    `narrower` says, for vectors of fewer lanes, how to get the same `io` on them: columns whose
+    number is known when the kernel runs take the narrowest one that holds them all.
     """
     with IRBuilder() as builder:
         with B.prim_func():
@@ -153,28 +145,28 @@ def build_panel_kernel(
             args = weight.declare()
             io.declare_output()
             io.open_views()
-            _emit_buckets(shape, io, weight, args, buckets)
+            _emit_by_size(shape, io, weight, args, sorted(narrower.items()))
     return builder.get()
 
 
-def _emit_buckets(
+def _emit_by_size(
     shape: PanelShape,
     io: PanelIO,
     weight: Weight,
     args: dict[str, Any],
-    buckets: Sequence[Bucket],
+    narrower: Sequence[tuple[int, Narrowed]],
 ) -> None:
-    """Emit the kernel once for each range of columns, and once for all other numbers."""
-    if not buckets:
+    """Emit the kernel once for columns that fit a narrow vector, and once for all other numbers."""
+    if not narrower:
         _emit_images(shape, io, weight, args)
         return
-    bucket = buckets[0]
-    with B.If(tirx.all(io.columns() >= bucket.first, io.columns() <= bucket.last)):
+    lanes, narrowed = narrower[0]
+    with B.If(io.columns() <= lanes):
         with B.Then():
-            narrow = replace(shape, lanes=bucket.lanes, nt=1, threads=1)
-            _emit_images(narrow, io.with_lanes(bucket.lanes), weight, args)
+            narrow = replace(shape, lanes=lanes, nt=1, threads=1)
+            _emit_images(narrow, narrowed(), weight, args)
         with B.Else():
-            _emit_buckets(shape, io, weight, args, buckets[1:])
+            _emit_by_size(shape, io, weight, args, narrower[1:])
 
 
 def _emit_images(shape: PanelShape, io: PanelIO, weight: Weight, args: dict[str, Any]) -> None:
@@ -274,12 +266,8 @@ def emit_tile(
         _emit_symbolic_tile(tiles, lanes, index, emit)
         return
     width, narrow = tiles.nt * lanes, tiles.nt_rest * lanes
-    wide_only = isinstance(tiles.rest, int) and tiles.rest == 0
-    narrow_only = isinstance(tiles.full, int) and tiles.full == 0
-    if wide_only:
+    if not tiles.rest:
         emit(index * width, tiles.nt)
-    elif narrow_only:
-        emit(index * narrow, tiles.nt_rest)
     else:
         with B.If(index < tiles.full):
             with B.Then():

@@ -19,12 +19,12 @@ from tvm.tirx.script import builder as B
 from ...panels import Panels, split_evenly
 from ...targets import X86Machine
 from ..vectors import Vectors
+from .batch_matmul import FLOPS_PER_MICROSECOND_AND_LANE
 from .dense_kernel import Tensor, UnsupportedShapeError, dense_kernel, outer_loop
+from .packed_panel import write_zeros
 from .panel_kernel import emit_tile
-from .vector_math import exp2_nonpositive
-
-_FLOPS_PER_MICROSECOND_AND_LANE = 6_000.0
-_LOG2_E = 1.4426950408889634
+from .register_tile import RegisterTile
+from .vector_math import LOG2_E, exp2_nonpositive
 
 # What is added to the scores: nothing; -inf where a key comes after its query; one number a key; or
 # one a pair of key and query.
@@ -70,9 +70,9 @@ class Source:
     first: int = 0
 
 
-def supports_panels(batch: int, tokens: int, panels: Panels) -> bool:
+def supports_panels(geometry: AttentionGeometry, lanes: int) -> bool:
     """Whether every sequence begins with a vector."""
-    return batch == 1 or tokens % panels.lanes == 0
+    return geometry.batch == 1 or geometry.tokens % lanes == 0
 
 
 def attention_panels(
@@ -105,7 +105,7 @@ def attention_panels(
         When sequences begin within a vector.
     """
     g = geometry
-    if not supports_panels(g.batch, g.tokens, panels):
+    if not supports_panels(g, panels.lanes):
         raise UnsupportedShapeError(f"sequences of {g.tokens} tokens begin within a vector")
     result: list[Any] = []
     with dense_kernel("attention_panels", result) as kernel:
@@ -119,7 +119,7 @@ def attention_panels(
             mask = kernel.tensor("mask", [g.mask_batch, g.mask_heads, g.tokens, queries])
         y = kernel.tensor("y", [panels.size(g.heads * g.depth)])
         macs = 2.0 * g.batch * g.heads * g.tokens * g.tokens * g.depth
-        cost = 2.0 * macs / (_FLOPS_PER_MICROSECOND_AND_LANE * panels.lanes)
+        cost = 2.0 * macs / (FLOPS_PER_MICROSECOND_AND_LANE * panels.lanes)
         with kernel.body():
             emitter = _Attention(g, panels, machine, mask, y)
             with outer_loop(g.batch * g.heads, cost, machine.threads) as unit:
@@ -172,9 +172,7 @@ class _Attention:
         v, features = self.vectors, self.geometry.heads * self.geometry.depth
 
         def panel(first: Any, nt: int) -> None:
-            for j in range(nt):
-                at = first * (features + 1) + (features * nt + j) * v.lanes
-                v.store(self.y.flat, v.zero(), at)
+            write_zeros(v, self.y.flat, first * (features + 1) + features * nt * v.lanes, nt)
 
         with B.serial(0, self.panels.tiles.total) as index:
             emit_tile(self.panels.tiles, v.lanes, index, panel)
@@ -225,7 +223,7 @@ class _Attention:
             (g.tokens, keys),
             g.depth,
             lambda key, d: self.k[d * self.padded + key],
-            lambda d, j: v.load(self.q, d * self.padded + first + j * v.lanes),
+            lambda d: (self.q, d * self.padded + first),
             lambda key, sums: self._store_scores(key, sums, first, nt, largest),
         )
         totals = [v.register() for _ in range(nt)]
@@ -250,7 +248,7 @@ class _Attention:
             (g.depth, g.depth),
             keys,
             lambda d, key: self.v[d * self.padded + key],
-            lambda key, j: v.load(self.scores, key * width + j * v.lanes),
+            lambda key: (self.scores, key * width),
             store,
         )
         self._write(output, first, nt)
@@ -261,7 +259,7 @@ class _Attention:
         g, v = self.geometry, self.vectors
         for j, register in enumerate(sums):
             # Scores and mask to the base of two, whose power is cheaper.
-            value = v.load(register) * v.splat(T.float32(g.scale * _LOG2_E))
+            value = v.load(register) * v.splat(T.float32(g.scale * LOG2_E))
             value = v.keep(self._masked(value, key, first + j * v.lanes))
             v.store(largest[j], T.Max(v.load(largest[j]), value))
             v.store(self.scores, value, key * (nt * v.lanes) + j * v.lanes)
@@ -285,7 +283,7 @@ class _Attention:
             mask = v.load(self.mask.flat, at)
         else:
             mask = v.load_masked(self.mask.flat, at, T.Cast("int32", g.tokens - query))
-        return value + mask * v.splat(T.float32(_LOG2_E))
+        return value + mask * v.splat(T.float32(LOG2_E))
 
     def _products(
         self,
@@ -293,30 +291,28 @@ class _Attention:
         rows: tuple[int, Any],
         depth: Any,
         factor: Callable[[Any, Any], Any],
-        operand: Callable[[Any, int], Any],
+        operand: Callable[[Any], tuple[Any, Any]],
         store: Callable[[Any, list[Any]], None],
     ) -> None:
         """Emit result[r] = sum_k factor(r, k) * operand(k), in register tiles that may overlap.
 
         `rows` are how many there are, and how many are wanted; tiles of the latter are computed.
+        An operand is a buffer, and where in it the vectors lie.
         """
         v, (count, wanted) = self.vectors, rows
         height = math.ceil(count / math.ceil(count / self.rows))
         with B.serial(0, T.floordiv(wanted + height - 1, height)) as step:
             start = T.min(step * height, count - height)
-            sums = [[v.register() for _ in range(nt)] for _ in range(height)]
-            shared = [v.register() for _ in range(nt)]
-            for register in (register for row in sums for register in row):
-                v.store(register, v.zero())
+            tile = RegisterTile(v, height, nt)
+            tile.clear()
             with B.serial(0, depth) as k:
-                for j, register in enumerate(shared):
-                    v.store(register, operand(k, j))
-                for r, row in enumerate(sums):
-                    weight = v.splat(factor(start + r, k))
-                    for j, register in enumerate(row):
-                        v.store(register, v.load(register) + weight * v.load(shared[j]))
-            for r, row in enumerate(sums):
-                store(start + r, row)
+
+                def weight_of(r: int, start: Any = start, k: Any = k) -> Any:
+                    return v.splat(factor(start + r, k))
+
+                tile.multiply(list(range(height)), weight_of, *operand(k))
+            for r, registers in enumerate(tile.acc):
+                store(start + r, registers)
 
     def _write(self, output: Any, first: Any, nt: int) -> None:
         """Copy results [depth][queries] to their panels."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,9 @@ from ...panels import Panels
 from ...targets import X86Machine
 from ..vectors import Vectors
 from .dense_kernel import dense_kernel, outer_loop
+from .packed_panel import write_zeros
 from .panel_kernel import emit_tile
+from .squares import feature_columns, token_rows
 
 _NANOSECONDS_PER_VECTOR = 2.0
 
@@ -88,60 +91,57 @@ class _Squares:
 
     def pack(self, flat: Any, first: Any, nt: int) -> None:
         """Transpose a panel in, and write the zeros behind it."""
-        v, base = self.vectors, first * (self.features + 1)
-        whole, rest = divmod(self.features, v.lanes)
-        with B.serial(0, nt) as j:
-            with B.serial(0, whole) as square:
-                self._pack_square(flat, first, nt, j, square, v.lanes)
-            if rest:
-                self._pack_square(flat, first, nt, j, whole, rest)
-            v.store(flat.flat, v.zero(), base + (self.features * nt + j) * v.lanes)
-
-    def _pack_square(self, flat: Any, first: Any, nt: int, j: Any, square: Any, count: int) -> None:
         v = self.vectors
-
-        def row(i: int) -> Any:
-            token = T.min(first + j * v.lanes + i, self.panels.tokens - 1)
-            at = (self.first_token + token) * self.features + square * v.lanes
-            if count == v.lanes:
-                return v.keep(v.load(self.rows.flat, at))
-            return v.keep(v.load_masked(self.rows.flat, at, count))
-
-        columns = v.transpose([row(i) for i in range(v.lanes)])
-        base = first * (self.features + 1)
-        for i, column in enumerate(columns[:count]):
-            v.store(flat.flat, column, base + ((square * v.lanes + i) * nt + j) * v.lanes)
+        with B.serial(0, nt) as j:
+            self._each_square(partial(self._pack_square, flat, first, nt, j))
+        behind = first * (self.features + 1) + self.features * nt * v.lanes
+        write_zeros(v, flat.flat, behind, nt)
 
     def unpack(self, flat: Any, first: Any, nt: int) -> None:
         """Transpose a panel out."""
-        whole, rest = divmod(self.features, self.vectors.lanes)
         with B.serial(0, nt) as j:
-            with B.serial(0, whole) as square:
-                self._unpack_square(flat, first, nt, j, square, self.vectors.lanes)
-            if rest:
-                self._unpack_square(flat, first, nt, j, whole, rest)
+            self._each_square(partial(self._unpack_square, flat, first, nt, j))
 
-    def _unpack_square(
-        self, flat: Any, first: Any, nt: int, j: Any, square: Any, count: int
+    def _each_square(self, visit: Callable[[Any, int | None], None]) -> None:
+        """Call `visit`(number, features if fewer than lanes) for the squares of a column."""
+        whole, rest = divmod(self.features, self.vectors.lanes)
+        with B.serial(0, whole) as square:
+            visit(square, None)
+        if rest:
+            visit(whole, rest)
+
+    def _vector_at(self, first: Any, nt: int, j: Any, feature: Any) -> Any:
+        """Tell where a feature of a panel's j-th vector of tokens lies."""
+        return first * (self.features + 1) + (feature * nt + j) * self.vectors.lanes
+
+    def _pack_square(
+        self, flat: Any, first: Any, nt: int, j: Any, square: Any, rest: int | None
     ) -> None:
         v = self.vectors
-        base = first * (self.features + 1)
-        columns = [
-            v.keep(
-                v.load(flat.flat, base + ((square * v.lanes + i) * nt + j) * v.lanes)
-                if i < count
-                else v.zero()
-            )
-            for i in range(v.lanes)
-        ]
-        scratch = B.alloc_buffer((v.lanes * v.lanes,), "float32", scope="global")
-        for i, row in enumerate(v.transpose(columns)):
-            v.store(scratch, row, i * v.lanes)
+
+        def base_of(i: int) -> Any:
+            token = T.min(first + j * v.lanes + i, self.panels.tokens - 1)
+            return (self.first_token + token) * self.features + square * v.lanes
+
+        columns = feature_columns(v, self.rows.flat, base_of, rest)
+        for i, column in enumerate(columns[:rest]):
+            v.store(flat.flat, column, self._vector_at(first, nt, j, square * v.lanes + i))
+
+    def _unpack_square(
+        self, flat: Any, first: Any, nt: int, j: Any, square: Any, rest: int | None
+    ) -> None:
+        v = self.vectors
+
+        def column(i: int) -> Any:
+            if rest is not None and i >= rest:
+                return v.zero()
+            return v.load(flat.flat, self._vector_at(first, nt, j, square * v.lanes + i))
+
+        columns = [v.keep(column(i)) for i in range(v.lanes)]
         token = first + j * v.lanes
-        with B.serial(0, T.min(T.Cast("int32", self.panels.tokens - token), v.lanes)) as i:
+        with token_rows(v, columns, self.panels.tokens - token) as (i, row):
             at = (self.first_token + token + i) * self.features + square * v.lanes
-            row = v.keep(v.load(scratch, i * v.lanes))
-            if count == v.lanes:
+            if rest is None:
                 v.store(self.rows.flat, row, at)
             else:
-                v.store_masked(self.rows.flat, row, at, count)
+                v.store_masked(self.rows.flat, row, at, rest)

@@ -16,8 +16,9 @@ from ...workload import Epilogue, MatmulGeometry
 from ..epilogue import emit_epilogue, is_long
 from ..vectors import Vectors
 from .matmul_io import argument
+from .packed_panel import write_zeros
 from .register_tile import RegisterTile
-from .tile_store import TileStore
+from .tile_store import each_row
 
 
 class PanelsIO:
@@ -28,11 +29,10 @@ class PanelsIO:
     ) -> None:
         self.geometry, self.epilogue, self.panels = geometry, epilogue, panels
         self.vectors, self.kb = Vectors(panels.lanes), kb
-        self.mr, self.every_slot_is_a_row = mr, geometry.m % mr == 0
+        self.every_slot_is_a_row = geometry.m % mr == 0
         # A long epilogue is applied when the unit ends, in a loop that nothing interrupts: behind
         # each tile, whose loops end unforeseen, its latency would show.
         self.at_the_end = is_long(epilogue)
-        self.tiles = TileStore(Epilogue() if self.at_the_end else epilogue, geometry.m)
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -50,10 +50,6 @@ class PanelsIO:
 
     def open_views(self) -> None:
         """All tensors are flat."""
-
-    def with_lanes(self, lanes: int) -> PanelsIO:
-        """Panels are of one width."""
-        raise NotImplementedError
 
     def columns(self) -> Any:
         """Count the tokens."""
@@ -73,7 +69,6 @@ class PanelsIO:
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """Remember where the unit's rows begin."""
         self.first_row = row_range[0]
-        self.tiles.reserve(self.mr, nt * self.vectors.lanes)
 
     def block_of(self, image: Any, first: Any, nt: int, block: Any) -> tuple[Any, Any]:
         """Point into x: the block lies as the kernel wants it."""
@@ -90,7 +85,7 @@ class PanelsIO:
         """Store every row that exists, and apply the epilogue if it is short."""
         v = self.vectors
 
-        def store_row(row: Any, registers: Any, _offset: Any) -> None:
+        def store_row(row: Any, registers: Sequence[Any]) -> None:
             base = first * (self.geometry.m + 1) + row * tile.width
             for j, register in enumerate(registers):
                 if self.at_the_end:
@@ -98,7 +93,7 @@ class PanelsIO:
                 else:
                     self._store_vector(v.load(register), row, base + j * v.lanes)
 
-        self.tiles.store(tile, rows, store_row)
+        each_row(tile, rows, self.geometry.m, store_row)
 
     def _store_vector(self, acc: Any, row: Any, at: Any) -> None:
         v = self.vectors
@@ -120,6 +115,4 @@ class PanelsIO:
                     at = first * (m + 1) + (row * nt + j) * v.lanes
                     self._store_vector(v.keep(v.load(self.y, at)), row, at)
         if row_range[1] == m:
-            base = first * (m + 1) + m * nt * v.lanes
-            for j in range(nt):
-                v.store(self.y, v.zero(), base + j * v.lanes)
+            write_zeros(v, self.y, first * (m + 1) + m * nt * v.lanes, nt)

@@ -13,6 +13,7 @@ from ...panels import Panels
 from ...targets import X86Machine
 from ..vectors import Vectors
 from .dense_kernel import Tensor, dense_kernel, outer_loop
+from .packed_panel import write_zeros
 from .panel_kernel import emit_tile
 
 _NANOSECONDS_PER_VECTOR = 2.0
@@ -116,8 +117,7 @@ class _Norm:
                 if self.shift is not None:
                     result = result + v.splat(self.shift.flat[feature])
                 v.store(self.y.flat, result, at(feature, j))
-        for j in range(nt):
-            v.store(self.y.flat, v.zero(), at(features, j))
+        write_zeros(v, self.y.flat, at(features, 0), nt)
 
     def _sums(self, nt: int, term: Callable[[Any, int], Any]) -> list[Any]:
         """Add up over the features, for each of the panel's vectors; narrow panels in turns."""

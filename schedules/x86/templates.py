@@ -23,7 +23,7 @@ from .depthwise import depthwise_conv2d
 from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
 from .metaschedule import METASCHEDULE
-from .panel_kernel import Bucket, PanelShape, Weight, build_panel_kernel
+from .panel_kernel import PanelShape, Weight, build_panel_kernel
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 
@@ -46,7 +46,7 @@ _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 }
 # One vector of tokens, and one token: vectors of one float, whose rows the compiler may gather.
 _NARROW_TILES = ((6, 1), (4, 1))
-# Vectors that are narrower than the widest.
+# Vectors for few tokens, where a wide one would mostly multiply nothing.
 _NARROWER = (4, 8)
 _SCALAR_TILES = ((16, 1), (8, 1))
 _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
@@ -143,7 +143,7 @@ def narrowed(workload: Workload, machine: X86Machine) -> X86Machine:
     geometry = workload.geometry
     if not isinstance(geometry, MatmulGeometry) or geometry.n is None:
         return machine
-    fitting = [lanes for lanes in (1, 4, 8) if geometry.n <= lanes < machine.lanes]
+    fitting = [lanes for lanes in (1, *_NARROWER) if geometry.n <= lanes < machine.lanes]
     return replace(machine, lanes=fitting[0]) if fitting else machine
 
 
@@ -221,18 +221,11 @@ def _panel_kernel(
     else:
         assert geometry is not None
         io = ConvIO(geometry, workload.epilogue, machine.lanes, shape.mr, shape.kb)
-    symbolic = isinstance(geometry, MatmulGeometry) and geometry.n is None
-    return build_panel_kernel(name, shape, io, weight, _buckets(machine) if symbolic else ())
-
-
-def _buckets(machine: X86Machine) -> list[Bucket]:
-    """Choose narrower vectors for few tokens, where a wide one would mostly multiply nothing."""
-    buckets, first = [], 1
-    for lanes in _NARROWER:
-        if lanes < machine.lanes:
-            buckets.append(Bucket(first, lanes, lanes))
-            first = lanes + 1
-    return buckets
+    narrower = {}
+    if isinstance(io, MatmulIO) and io.geometry.n is None:
+        fitting = [lanes for lanes in _NARROWER if lanes < machine.lanes]
+        narrower = {lanes: partial(io.with_lanes, lanes) for lanes in fitting}
+    return build_panel_kernel(name, shape, io, weight, narrower)
 
 
 def _build_sparse(

@@ -17,7 +17,7 @@ from tvm import tirx
 Expr = Any
 VectorFunction = Callable[[Expr, int], Expr]
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 # ln 2 in two parts, the first with so few bits that its product with any exponent is exact.
 _LN2_HIGH = 0.693359375
 _LN2_LOW = -2.12194440054690583e-4
@@ -136,7 +136,7 @@ def _exp(x: Expr, lanes: int, scale: Callable[[Expr, Expr], Expr]) -> Expr:
             kind,
         )
 
-    return _let(tirx.nearbyint(x * _float(_LOG2_E, lanes)), reduced, kind)
+    return _let(tirx.nearbyint(x * _float(LOG2_E, lanes)), reduced, kind)
 
 
 def exp(x: Expr, lanes: int) -> Expr:

@@ -136,7 +136,7 @@ def test_grouped_heads_share_their_keys_and_values(style):
     proto = attention(style, heads=4, kv_heads=2)
     assert "attention_panels" in agrees(proto)
     [found] = match_attention(Body(ts.load(proto)))
-    assert (found.heads, found.kv_heads) == (4, 2)
+    assert (found.geometry.heads, found.geometry.kv_heads) == (4, 2)
 
 
 def test_several_sequences_attend_to_themselves_only():

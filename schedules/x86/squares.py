@@ -1,0 +1,56 @@
+"""Squares of lanes x lanes activations, transposed between tokens in memory and panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx.script import builder as B
+
+from ..vectors import Vectors
+
+
+def feature_columns(
+    vectors: Vectors, tokens: Any, base_of: Callable[[int], Any], rest: int | None
+) -> list[Any]:
+    """Read some features of a vector of tokens; return a vector of tokens for each feature.
+
+    Parameters
+    ----------
+    tokens : Buffer
+        Flat, token by token.
+    base_of : callable
+        Tells where the features of the i-th token begin.
+    rest : int or None
+        How many features there are, when they are fewer than lanes; the others are zeros.
+    """
+    v = vectors
+
+    def row(i: int) -> Any:
+        if rest is None:
+            return v.keep(v.load(tokens, base_of(i)))
+        return v.keep(v.load_masked(tokens, base_of(i), rest))
+
+    return v.transpose([row(i) for i in range(v.lanes)])
+
+
+@contextmanager
+def token_rows(vectors: Vectors, columns: Sequence[Any], tokens: Any) -> Iterator[tuple[Any, Any]]:
+    """Loop over tokens; give the number of each, and the vector of its features.
+
+    Parameters
+    ----------
+    columns : sequence of expr
+        A vector of tokens for each feature, as many as lanes.
+    tokens : expr
+        How many there are from the first one on, perhaps more than lanes.
+    """
+    v = vectors
+    transposed = v.transpose(columns)
+    scratch = B.alloc_buffer((v.lanes * v.lanes,), "float32", scope="global")
+    for i, row in enumerate(transposed):
+        v.store(scratch, row, i * v.lanes)
+    with B.serial(0, T.min(T.Cast("int32", tokens), v.lanes)) as i:
+        yield i, v.keep(v.load(scratch, i * v.lanes))
