@@ -17,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from networks import PAGE, read_results, rewritten, same_run
+from networks import PAGE, read_results, rewrite_page, same_run
 from onnx import TensorProto, helper, numpy_helper
 
 from tvm_sparse.bench import BenchResult, bench
 from tvm_sparse.errors import SparseError
-from tvm_sparse.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "dense_ops.json"
 BEGIN, END = "<!-- dense:begin -->", "<!-- dense:end -->"
@@ -210,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise SparseError(f"no operator's name holds '{options.only}'")
         print("\n".join([str(result), *verdicts(result)]))
         text = result.markdown() + "\n\n```\n" + "\n".join(verdicts(result)) + "\n```"
-        write_text(PAGE, rewritten(PAGE.read_text(), text, (BEGIN, END)))
+        rewrite_page(PAGE, text, (BEGIN, END))
     except SparseError as error:
         print(f"dense_ops: {error}", file=sys.stderr)
         return 1

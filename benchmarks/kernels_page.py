@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from networks import rewrite_page
 from results import Store
 from summary import Row, machine_line, rows, target_lines
 
-from tvm_sparse.files import write_text
+from tvm_sparse.errors import SparseError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "kernels.json"
@@ -40,14 +41,13 @@ def main() -> None:
     sections = Store(options.json).read()
     if not sections:
         parser.error(f"'{options.json}' holds no results")
-    before, _, rest = options.page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not after:
-        parser.error(f"'{options.page}' lacks '{BEGIN}' or '{END}'")
     figures = "\n".join(
         line for name in SECTIONS if name in sections for line in part(name, sections)
     )
-    write_text(options.page, f"{before}{BEGIN}\n\n{figures}\n{END}{after}")
+    try:
+        rewrite_page(options.page, figures.rstrip("\n"), (BEGIN, END))
+    except SparseError as error:
+        parser.error(str(error))
     print(f"{options.page}: {', '.join(name for name in SECTIONS if name in sections)}")
 
 

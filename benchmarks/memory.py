@@ -14,24 +14,19 @@ import json
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import onnx
-from networks import PAGE, rewritten, unpruned
+from networks import NETWORKS, PAGE, pruned, rewrite_page
 
 import tvm_sparse as ts
-from tvm_sparse import zoo
 from tvm_sparse.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results" / "memory.json"
 BEGIN, END = "<!-- memory:begin -->", "<!-- memory:end -->"
 SPARSITY = 0.9
 
-NETWORKS = {
-    "BERT-base encoder, 128 tokens": zoo.bert_encoder,
-    "ResNet-50": partial(zoo.light_model, "resnet50"),
-}
+TITLES = ("BERT-base encoder, 128 tokens", "ResNet-50")
 
 # Of this program alone: what getrusage says counts the process that it was forked from.
 _PEAK = """
@@ -74,10 +69,10 @@ def peak_bytes(system: str, file: Path | None) -> int:
 
 def measure(model: onnx.ModelProto, folder: Path) -> dict[str, dict[str, int]]:
     """Measure one network on both systems."""
-    pruned = ts.prune(model, sparsity=SPARSITY, scope="layer", skip=unpruned(model))
+    sparse = pruned(model, SPARSITY)
     files = {"tvm_sparse": folder / "model.so", "onnxruntime": folder / "model.onnx"}
-    onnx.save(pruned, files["onnxruntime"])
-    ts.compile(pruned, threads=1, check=False).export(files["tvm_sparse"])
+    onnx.save(sparse, files["onnxruntime"])
+    ts.compile(sparse, threads=1, check=False).export(files["tvm_sparse"])
     return {
         name: {
             "peak": peak_bytes(name, file),
@@ -107,13 +102,14 @@ def table(results: dict[str, dict[str, dict[str, int]]]) -> str:
 
 def main() -> int:
     results = {}
-    for name, build in NETWORKS.items():
-        with tempfile.TemporaryDirectory(prefix="tvm-sparse-memory-") as folder:
-            results[name] = measure(build(), Path(folder))
+    for network in NETWORKS:
+        if network.title in TITLES:
+            with tempfile.TemporaryDirectory(prefix="tvm-sparse-memory-") as folder:
+                results[network.title] = measure(network.build(), Path(folder))
     write_text(RESULTS, json.dumps(results, indent=1) + "\n")
     text = table(results)
     print(text)
-    write_text(PAGE, rewritten(PAGE.read_text(), text, (BEGIN, END)))
+    rewrite_page(PAGE, text, (BEGIN, END))
     return 0
 
 

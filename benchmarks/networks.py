@@ -22,7 +22,7 @@ from pathlib import Path
 
 import onnx
 
-from tvm_sparse import zoo
+from tvm_sparse import prune, zoo
 from tvm_sparse.bench import BenchCase, BenchResult, bench
 from tvm_sparse.errors import SparseError
 from tvm_sparse.files import write_text
@@ -136,6 +136,27 @@ def rewritten(text: str, table: str, marks: tuple[str, str] = (BEGIN, END)) -> s
     return f"{before}{begin}\n\n{table}\n\n{end}{after}"
 
 
+def rewrite_page(page: Path, table: str, marks: tuple[str, str]) -> None:
+    """Put tables between the two marks of a file.
+
+    Raises
+    ------
+    SparseError
+        When a mark is missing.
+    """
+    write_text(page, rewritten(page.read_text(), table, marks))
+
+
+def pruned(model: onnx.ModelProto, sparsity: float) -> onnx.ModelProto:
+    """Prune a network as all measurements do: layer by layer, by magnitude."""
+    return prune(model, sparsity=sparsity, scope="layer", skip=unpruned(model))
+
+
+def verdict(met: bool) -> str:
+    """Say whether something is as it was aimed at, in a column of equal width."""
+    return "met   " if met else "MISSED"
+
+
 def cases(networks: Sequence[Network]) -> Iterator[tuple[Network, float, str]]:
     """Every case with the name that it has in the results."""
     for network in networks:
@@ -231,8 +252,8 @@ def _against_what_was_asked(network: Network, result: BenchResult, threads: int)
     for share, wanted in network.asked.items():
         case = known(result, case_name(network, share), threads)
         if case is not None and case.speedup:
-            verdict = "met   " if case.speedup >= wanted else "MISSED"
-            yield f"{verdict}  {case.name}: {case.speedup:.2f}x (aimed at {wanted:.2f}x)"
+            word = verdict(case.speedup >= wanted)
+            yield f"{word}  {case.name}: {case.speedup:.2f}x (aimed at {wanted:.2f}x)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -261,8 +282,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(result)
         if not options.quick and not options.only:
             readme = selected(result, [n for n in NETWORKS if n.in_readme], 1)
-            for file, text in ((README, readme.markdown()), (PAGE, page(result, NETWORKS))):
-                write_text(file, rewritten(file.read_text(), text))
+            rewrite_page(README, readme.markdown(), (BEGIN, END))
+            rewrite_page(PAGE, page(result, NETWORKS), (BEGIN, END))
     except SparseError as error:
         print(f"networks: {error}", file=sys.stderr)
         return 1

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from networks import PAGE, rewritten
+from networks import PAGE, rewrite_page
 from onnx.backend.test.case import model as simple
 from onnx.backend.test.case import node
 
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if not options.only:
         write_text(RESULTS, json.dumps(results, indent=0) + "\n")
-        write_text(PAGE, rewritten(PAGE.read_text(), text, (BEGIN, END)))
+        rewrite_page(PAGE, text, (BEGIN, END))
     return 0
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from networks import PAGE, rewritten, unpruned
+from networks import PAGE, pruned, rewrite_page
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
@@ -70,8 +70,8 @@ SUBJECTS: dict[str, Subject] = {
 def measure(subject: Subject) -> dict[int, float]:
     """Return microseconds per item by size."""
     model = subject.build()
-    pruned = ts.prune(model, sparsity=SPARSITY, scope="layer", skip=unpruned(model))
-    module = ts.compile(pruned, threads=1, check=False)
+    sparse = pruned(model, SPARSITY)
+    module = ts.compile(sparse, threads=1, check=False)
     rng = np.random.default_rng(0)
     inputs = {n: rng.standard_normal(subject.shape(n)).astype("float32") for n in subject.sizes}
     times: dict[int, list[float]] = {n: [] for n in subject.sizes}
@@ -120,7 +120,7 @@ def main() -> int:
         print(table({name: results[name]}).splitlines()[-1], flush=True)
     data = {"cpu": cpu_name(), "us per item": results}
     write_text(RESULTS, json.dumps(data, indent=1) + "\n")
-    write_text(PAGE, rewritten(PAGE.read_text(), table(results), (BEGIN, END)))
+    rewrite_page(PAGE, table(results), (BEGIN, END))
     return 0
 
 

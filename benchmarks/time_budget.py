@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from networks import PAGE, rewritten, unpruned
+from networks import NETWORKS, PAGE, pruned, rewrite_page
 from roofline import measure_limits
 from tvm_sparse.passes.collect_weights import collect_weights
 from tvm_sparse.passes.fuse_epilogue import Body
 from tvm_sparse.passes.match_attention import match_attention
 
 import tvm_sparse as ts
-from tvm_sparse import zoo
 from tvm_sparse.bench import cpu_name, pinned
 from tvm_sparse.files import write_text
 from tvm_sparse.targets import machine_of, resolve_target
@@ -33,15 +31,6 @@ from tvm_sparse.targets import machine_of, resolve_target
 RESULTS = Path(__file__).resolve().parent / "results" / "time_budget.json"
 BEGIN, END = "<!-- budget:begin -->", "<!-- budget:end -->"
 SPARSITY = 0.9
-
-NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "BERT-base, 128 tokens": zoo.bert_encoder,
-    "BERT-base, 4 x 384 tokens": partial(zoo.bert_encoder, seq=384, batch=4),
-    "BERT-base, 16 tokens": partial(zoo.bert_encoder, seq=16),
-    "ResNet-50": partial(zoo.light_model, "resnet50"),
-    "MobileNetV1": zoo.mobilenet_v1,
-    "MobileNetV2": zoo.mobilenet_v2,
-}
 
 # Kind -> the beginnings of its kernels' names, the first that fits.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -63,8 +52,8 @@ def kind_of(symbol: str) -> str:
 
 def measure(model: onnx.ModelProto, rate: float) -> dict[str, Any]:
     """Profile a network; return microseconds and floors by kind."""
-    pruned = ts.prune(model, sparsity=SPARSITY, scope="layer", skip=unpruned(model))
-    loaded = ts.load(pruned)
+    sparse = pruned(model, SPARSITY)
+    loaded = ts.load(sparse)
     module = ts.compile(loaded, threads=1, check=False)
     x = np.random.default_rng(0).standard_normal(module.inputs[0].shape).astype("float32")
     profile = module.profile(x)
@@ -112,12 +101,12 @@ def main() -> int:
     with pinned(1):
         lanes = machine_of(resolve_target("native"), 1).lanes
         rate = measure_limits(lanes).fma_gflops
-        results = {name: measure(build(), rate) for name, build in NETWORKS.items()}
+        results = {network.title: measure(network.build(), rate) for network in NETWORKS}
     data = {"cpu": cpu_name(), "fma_gflops": rate, "networks": results}
     write_text(RESULTS, json.dumps(data, indent=1) + "\n")
     text = f"{table(results)}\n\n{cpu_name()}, one thread, {rate:.0f} GFLOP/s; 90 % zeros."
     print(text)
-    write_text(PAGE, rewritten(PAGE.read_text(), text, (BEGIN, END)))
+    rewrite_page(PAGE, text, (BEGIN, END))
     return 0
 
 

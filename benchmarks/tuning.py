@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("TVM_NUM_THREADS", "1")
 
 import numpy as np
-from networks import unpruned
+from networks import pruned, rewrite_page
 from timing import System, hot
 
 import tvm_sparse as ts
@@ -93,8 +93,7 @@ def main() -> int:
         MEASURES[options.what](options)
     tables = show(read(options.json))
     if options.what == "page":
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        write_text(PAGE, f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.partition(END)[2]}")
+        rewrite_page(PAGE, tables, (BEGIN, END))
     print(tables)
     return 0
 
@@ -137,8 +136,7 @@ def measure_models(options: argparse.Namespace) -> None:
 
 
 def _network(proto: Any, records: Path, trials: int) -> dict[str, Any]:
-    pruned = ts.prune(proto, sparsity=SPARSITY, scope="layer", skip=unpruned(proto))
-    model = ts.load(pruned)
+    model = ts.load(pruned(proto, SPARSITY))
     records.unlink(missing_ok=True)
     started = time.perf_counter()
     found = ts.tune(model, trials=trials, records=records, threads=1, progress=Progress())

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from benchmark_support import importable_benchmarks  # noqa: F401
 from test_bench import CASE, RESULT
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for name in set(sys.modules) - before:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file and BENCHMARKS in Path(file).resolve().parents:
-            del sys.modules[name]
 
 
 def test_a_page_holds_every_network_against_what_was_asked():
