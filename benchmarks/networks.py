@@ -6,9 +6,9 @@
 
 Weights are pruned layer by layer, by magnitude. Everything with a weight is pruned but the first
 convolution and depthwise convolutions; the row without zeros is the network as it is. Every case
-runs in a process of its own. A run that was stopped goes on where it was: a case that the result
-file holds, measured on the same processor with the same versions and threads, is not measured again
-unless --again is given.
+runs in a process of its own. Each kind of processor has a result file. A run that was stopped goes
+on where it was: a case that the file holds, measured with the same versions and threads, is not
+measured again unless --again is given.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from tvm_sparse.errors import SparseError
 from tvm_sparse.files import write_text
 from tvm_sparse.progress import Progress
 from tvm_sparse.pruning import prunable_layers
+from tvm_sparse.targets import resolve_target
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
+RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 PAGE = ROOT / "docs" / "networks.md"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -237,15 +238,23 @@ def selected(result: BenchResult, networks: Sequence[Network], threads: int) -> 
 
 
 def page(result: BenchResult, networks: Sequence[Network]) -> str:
-    """Write the tables of docs/networks.md: what was measured, and what was aimed at."""
+    """Write the tables of one processor: what was measured, and what was aimed at."""
     parts = []
     for threads in sorted({case.threads for case in result.cases}):
         some = selected(result, networks, threads)
-        parts += [f"### {threads} thread{'s' if threads > 1 else ''}", some.markdown()]
+        parts += [f"#### {threads} thread{'s' if threads > 1 else ''}", some.markdown()]
         for network in networks:
             lines = [*_against_what_was_asked(network, result, threads)]
             parts += ["```\n" + "\n".join(lines) + "\n```"] if lines else []
     return "\n\n".join(parts)
+
+
+def pages() -> Iterator[str]:
+    """Write the tables of every processor that was measured, the newest run first."""
+    found = [read_results(path) for path in RESULTS.glob("networks-*.json")]
+    for result in sorted(filter(None, found), key=lambda result: result.date, reverse=True):
+        yield f"### {result.cpu}"
+        yield page(result, NETWORKS)
 
 
 def _against_what_was_asked(network: Network, result: BenchResult, threads: int) -> Iterator[str]:
@@ -268,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     networks = QUICK if options.quick else NETWORKS
     if options.only:
         networks = tuple(n for n in networks if options.only in n.title)
-    path = options.results or (RESULTS.with_name("quick.json") if options.quick else RESULTS)
+    kind = resolve_target("native").attrs["mcpu"]
+    path = options.results or RESULTS / ("quick.json" if options.quick else f"networks-{kind}.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = measure(
@@ -283,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.quick and not options.only:
             readme = selected(result, [n for n in NETWORKS if n.in_readme], 1)
             rewrite_page(README, readme.markdown(), (BEGIN, END))
-            rewrite_page(PAGE, page(result, NETWORKS), (BEGIN, END))
+            rewrite_page(PAGE, "\n\n".join(pages()), (BEGIN, END))
     except SparseError as error:
         print(f"networks: {error}", file=sys.stderr)
         return 1

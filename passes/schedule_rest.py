@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import tirx
 from tvm.s_tir import SBlock, Schedule
 
+from ..schedules.x86.dense_kernel import PARALLEL_MICROSECONDS
 from ..targets import X86Machine
 from .vectorize_math import replace_math_calls
 
@@ -23,7 +24,6 @@ _CALL_SIZE = 20
 _MOST_NESTED = 2
 # What schedule primitives raise when they do not apply.
 _REFUSALS = (RuntimeError, ValueError, IndexError)
-_PARALLEL_MICROSECONDS = 50.0
 _NANOSECONDS_PER_ELEMENT = 0.15
 
 
@@ -206,7 +206,7 @@ def _is_big(block: Any, extents: Sequence[int | None]) -> bool:
         return True
     elements = math.prod(e or 1 for e in extents)
     work = elements * _NANOSECONDS_PER_ELEMENT * (1 + len(_nodes(block.body, tvm.ir.Call)))
-    return work / 1e3 > _PARALLEL_MICROSECONDS
+    return work / 1e3 > PARALLEL_MICROSECONDS
 
 
 def _contiguous_loops(block: Any, extents: Sequence[int | None]) -> int:

@@ -10,7 +10,6 @@ import os
 import statistics
 import threading
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from .errors import InputError, LibraryError, TargetError
 from .manifest import Manifest
 from .model import TensorSpec
+from .thread_pool import use_threads
 
 if TYPE_CHECKING:
     from .report import Report
@@ -29,11 +29,7 @@ ALIGNMENT = 64
 
 _CPU = 1
 _POOLED_ALLOCATOR = 2
-_SHARE_ALL_CORES = -3
 _RUNTIME_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
-
-# TVM keeps one thread pool a Python thread, so that is what remembers how it was configured.
-_pool = threading.local()
 
 
 @dataclass(frozen=True)
@@ -285,7 +281,7 @@ class CompiledModule:
         ]
         check_inputs(self.inputs, arrays)
         with self._lock:
-            _configure_threads(self.threads)
+            use_threads(self.threads)
             operands = [
                 stage.tensor(array) for stage, array in zip(self._staging, arrays, strict=True)
             ]
@@ -450,32 +446,6 @@ def _find_runtime() -> Path:
     raise LibraryError(
         "TVM's runtime library was not found; install it with: pip install apache-tvm"
     )
-
-
-def _configure_threads(threads: int) -> None:
-    if getattr(_pool, "threads", None) == threads:
-        return
-    import tvm_ffi
-
-    cores = _available_cores()
-    tvm_ffi.get_global_func("runtime.config_threadpool")(
-        _SHARE_ALL_CORES, min(threads, len(cores)), [str(core) for core in cores]
-    )
-    _pool.threads = threads
-    granted = int(tvm_ffi.get_global_func("runtime.NumThreads")())
-    if granted < threads:
-        warnings.warn(
-            f"the module asks for {_count(threads, 'thread')} and runs on {granted}: this machine "
-            f"allows {len(cores)}, and TVM's pool cannot grow once it has started",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-
-
-def _available_cores() -> list[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:

@@ -133,7 +133,7 @@ class Prices:
     activation_line: float = 1.13
     memory_line: float = 15
     unit: float = 20
-    fork: float = 16000
+    fork: float = 4000
 
 
 # By vector multiply-adds a cycle; those for two were fitted to vectors of 256 bits.

@@ -17,8 +17,9 @@ from ..vectors import Vectors
 # A dimension is a number, or the name of a symbolic one; equal names are equal numbers.
 Dim = int | str
 
-# Starting threads costs a few microseconds; below this much work it does not pay.
-_PARALLEL_MICROSECONDS = 50.0
+# A parallel loop costs a microsecond while TVM's threads are awake, and they are from the first
+# kernel of a run to its last; below this much work on one core the second thread does not pay.
+PARALLEL_MICROSECONDS = 4.0
 
 
 class UnsupportedShapeError(SparseError):
@@ -110,7 +111,7 @@ def static_product(dims: Sequence[Dim]) -> int | None:
 
 def outer_loop(extent: Any, microseconds: float | None, threads: int) -> Any:
     """Loop over threads when the work is worth it; `microseconds` is None when it is unknown."""
-    big = microseconds is None or microseconds > _PARALLEL_MICROSECONDS
+    big = microseconds is None or microseconds > PARALLEL_MICROSECONDS
     return (B.parallel if threads > 1 and big else B.serial)(0, extent)
 
 

@@ -19,6 +19,7 @@ from ...workload import Conv2dGeometry, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
 from . import cost
 from .conv_io import ConvIO
+from .dense_kernel import PARALLEL_MICROSECONDS
 from .depthwise import depthwise_conv2d
 from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
@@ -59,9 +60,6 @@ _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 # nonzeros are few and blocks dear.
 _BLOCKS_OF_L1 = (1.5, 1, 6)
 
-# Below this much work on one core, starting a second one does not pay.
-_PARALLEL_MICROSECONDS = 60.0
-
 
 def block_length(columns: int, width: int, floats: int, step: int) -> int:
     """Cut `columns` in equal blocks, multiples of `step`, of at most `floats` / `width` each.
@@ -92,7 +90,7 @@ def _with_threads(
     config: dict[str, Any], workload: Workload, machine: X86Machine, one_core: float
 ) -> Config:
     """Use all threads where that pays; cut the rows where panels of activations are few."""
-    if workload.threads <= 1 or one_core < _PARALLEL_MICROSECONDS:
+    if workload.threads <= 1 or one_core < PARALLEL_MICROSECONDS:
         return {**config, "threads": 1, "parts": 1}
     geometry = workload.geometry
     symbolic = isinstance(geometry, MatmulGeometry) and geometry.n is None

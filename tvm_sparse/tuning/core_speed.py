@@ -16,6 +16,7 @@ from tvm.tirx.script import builder as B
 
 from ..cpu_features import available_cores, cache_bytes
 from ..schedules.vectors import Vectors
+from ..thread_pool import start_threads
 
 # More independent sums than the latency of a multiply-add (4 or 5 cycles) times the units (2).
 _SUMS = 12
@@ -28,8 +29,6 @@ _BYTES_A_CALL = 4 << 20
 _MOST_BYTES = 512 << 20
 
 _REPEATS = 12
-# Share all cores: what modules configure TVM's threads with.
-_SHARE_ALL_CORES = -3
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,7 @@ def fork_microseconds(target: Any, threads: int) -> float | None:
     found: list[float] = []
 
     def measure() -> None:
-        import tvm_ffi
-
-        tvm_ffi.get_global_func("runtime.config_threadpool")(
-            _SHARE_ALL_CORES, min(threads, len(cores)), [str(core) for core in cores]
-        )
-        if int(tvm_ffi.get_global_func("runtime.NumThreads")()) < 2:
+        if start_threads(threads) < 2:
             return
         out = _tensor(np.zeros(threads, np.float32))
         found.append(_median_seconds(lambda: function(out), time.perf_counter) * 1e6)
