@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tvm.script import tirx as T
 
@@ -58,28 +58,52 @@ def is_long(epilogue: Epilogue) -> bool:
     return len(epilogue.ops) > 4 or any(op.name in LONG for op in epilogue.ops)
 
 
+class Arithmetic(Protocol):
+    """How an epilogue computes: on vectors, or on one number a thread."""
+
+    def splat(self, scalar: Any) -> Any:
+        """Make an operand of a float32 scalar."""
+        ...
+
+    def keep(self, value: Any) -> Any:
+        """Compute a value once, and return a cheap read of it."""
+        ...
+
+    def apply(self, name: str, inputs: Sequence[Any]) -> Any:
+        """Emit an operation of `EMITTERS`."""
+        ...
+
+
+class VectorArithmetic(Vectors):
+    """Epilogues on vectors of a processor."""
+
+    def apply(self, name: str, inputs: Sequence[Any]) -> Any:
+        """Emit an operation of `EMITTERS`."""
+        return EMITTERS[name](inputs, self.lanes)
+
+
 def emit_epilogue(
     epilogue: Epilogue,
     acc: Any,
     load_channel: Callable[[int], Any],
     load_tensor: Callable[[int], Any],
-    lanes: int,
+    arithmetic: int | Arithmetic,
 ) -> Any:
-    """Emit the epilogue's operations on one vector and return the expression to store.
+    """Emit the epilogue's operations on one operand and return the expression to store.
 
     Parameters
     ----------
     epilogue : Epilogue
         The fused operations.
     acc : PrimExpr
-        The operator's result, `lanes` float32 values; a buffer load, since it may be used several
-        times.
+        The operator's result in float32; a buffer load, since it may be used several times.
     load_channel, load_tensor : callable
-        Give the vector of the i-th per-channel operand, and of the i-th tensor operand.
-    lanes : int
-        Vector width in elements.
+        Give the operand of the i-th per-channel vector, and of the i-th tensor.
+    arithmetic : Arithmetic or int
+        How to compute; a number stands for vectors of so many elements.
     """
-    vectors = Vectors(lanes)
+    if isinstance(arithmetic, int):
+        arithmetic = VectorArithmetic(arithmetic)
     nodes: list[Any] = []
 
     def value(ref: EpilogueRef) -> Any:
@@ -88,13 +112,13 @@ def emit_epilogue(
         if ref.kind == "node":
             return nodes[ref.index]
         if ref.kind == "scalar":
-            return vectors.splat(T.float32(ref.value))
+            return arithmetic.splat(T.float32(ref.value))
         if ref.kind == "channel":
             return load_channel(ref.index)
         return load_tensor(ref.index)
 
     last = len(epilogue.ops) - 1
     for position, op in enumerate(epilogue.ops):
-        result = EMITTERS[op.name]([value(ref) for ref in op.inputs], lanes)
-        nodes.append(result if position == last else vectors.keep(result))
+        result = arithmetic.apply(op.name, [value(ref) for ref in op.inputs])
+        nodes.append(result if position == last else arithmetic.keep(result))
     return nodes[-1] if nodes else acc

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .cpu_features import cache_bytes, missing_features, required_features
@@ -13,11 +14,34 @@ from .errors import TargetError
 
 TargetLike = str | Mapping[str, Any] | Any
 
-# Short name -> the processor that LLVM is told. "native" is resolved on the machine itself.
-SHORT_NAMES: dict[str, str] = {
-    "x86-64-v2": "x86-64-v2",
-    "x86-64-v3": "x86-64-v3",
-    "x86-64-v4": "x86-64-v4",
+
+def _x86(mcpu: str) -> dict[str, Any]:
+    return {"kind": "llvm", "mcpu": mcpu}
+
+
+def _cuda(arch: str) -> dict[str, Any]:
+    """Describe a GPU, and the processor beside it: one as every server with such a GPU has."""
+    return {
+        "kind": "cuda",
+        "arch": arch,
+        "max_threads_per_block": 1024,
+        # What a block has without asking for more.
+        "max_shared_memory_per_block": 48 << 10,
+        "thread_warp_size": 32,
+        "host": _x86("x86-64-v3"),
+    }
+
+
+# "native" is resolved on the machine itself.
+SHORT_NAMES: dict[str, dict[str, Any]] = {
+    "x86-64-v2": _x86("x86-64-v2"),
+    "x86-64-v3": _x86("x86-64-v3"),
+    "x86-64-v4": _x86("x86-64-v4"),
+    "cuda-sm80": _cuda("sm_80"),
+    "cuda-sm86": _cuda("sm_86"),
+    "cuda-sm89": _cuda("sm_89"),
+    "cuda-sm90": _cuda("sm_90"),
+    "cuda-sm90a": _cuda("sm_90a"),
 }
 
 
@@ -61,6 +85,57 @@ class X86Machine:
     l3_bytes: int = 32 << 20
 
 
+@dataclass(frozen=True)
+class CudaMachine:
+    """What CUDA kernel templates and their cost model must know of a GPU.
+
+    Attributes
+    ----------
+    arch : str
+        As nvcc names it, for example "sm_90".
+    multiprocessors, cores : int
+        Multiprocessors, and float32 multiply-adds that one issues a cycle.
+    tensor_macs : int
+        float16 multiply-adds a cycle of one multiprocessor's tensor cores, of dense operands.
+    shared_bytes, block_shared_bytes : int
+        Shared memory of a multiprocessor, and the most that one block may have of it.
+    registers : int
+        32-bit registers of a multiprocessor.
+    max_threads : int
+        Threads that a multiprocessor holds at once.
+    gigahertz, memory_gbytes : float
+        Clock under load, and memory's rate in 1e9 bytes a second.
+    l2_bytes : int
+    threads : int
+        Threads of the host that a module is planned for; kernels run on the GPU.
+    """
+
+    arch: str
+    multiprocessors: int
+    cores: int
+    tensor_macs: int
+    shared_bytes: int
+    block_shared_bytes: int
+    gigahertz: float
+    memory_gbytes: float
+    l2_bytes: int
+    max_threads: int = 2048
+    registers: int = 64 << 10
+    threads: int = 1
+
+
+Machine = X86Machine | CudaMachine
+
+# By compute capability: the data-centre GPU of a generation, or its most usual one (NVIDIA's
+# architecture white papers, and the table of compute capabilities in the CUDA programming guide).
+_GPUS: tuple[tuple[int, CudaMachine], ...] = (
+    (80, CudaMachine("sm_80", 108, 64, 1024, 164 << 10, 163 << 10, 1.41, 1555, 40 << 20)),
+    (86, CudaMachine("sm_86", 84, 128, 512, 100 << 10, 99 << 10, 1.74, 696, 6 << 20, 1536)),
+    (89, CudaMachine("sm_89", 142, 128, 512, 100 << 10, 99 << 10, 2.5, 864, 96 << 20, 1536)),
+    (90, CudaMachine("sm_90", 132, 128, 2048, 228 << 10, 227 << 10, 1.75, 3350, 50 << 20)),
+)
+
+
 def resolve_target(target: TargetLike) -> Any:
     """Turn a short name, JSON, a dictionary or a target into a `tvm.target.Target`.
 
@@ -82,7 +157,7 @@ def resolve_target(target: TargetLike) -> Any:
         elif target in ("native", "llvm"):
             target = _native()
         elif target in SHORT_NAMES:
-            target = {"kind": "llvm", "mcpu": SHORT_NAMES[target]}
+            target = SHORT_NAMES[target]
         else:
             known = ", ".join(["native", *SHORT_NAMES])
             raise TargetError(
@@ -116,7 +191,34 @@ def target_data(target: Any) -> dict[str, Any]:
     return {"kind": str(target.kind.name), **plain}
 
 
-def machine_of(target: Any, threads: int | None = None) -> X86Machine:
+def machine_of(target: Any, threads: int | None = None) -> Machine:
+    """Tell what kernels must know of a target.
+
+    Raises
+    ------
+    TargetError
+        When the target is neither an x86 processor nor an NVIDIA GPU that there are kernels for.
+    """
+    if target.kind.name == "cuda":
+        return _gpu(str(target.attrs.get("arch", "")), threads or 1)
+    if target.kind.name == "llvm":
+        return x86_machine(target, threads)
+    raise TargetError(
+        f"no kernels for targets of kind '{target.kind.name}' yet; use an x86 or a CUDA target"
+    )
+
+
+def _gpu(arch: str, threads: int) -> CudaMachine:
+    found = re.fullmatch(r"sm_(\d+)[a-z]?", arch)
+    if found is None:
+        raise TargetError(f"the CUDA target has the architecture '{arch}'; it is written as sm_80")
+    known = [gpu for capability, gpu in _GPUS if capability <= int(found.group(1))]
+    if not known:
+        raise TargetError(f"no kernels for {arch}: they need compute capability 8.0 or higher")
+    return replace(known[-1], arch=arch, threads=threads)
+
+
+def x86_machine(target: Any, threads: int | None = None) -> X86Machine:
     """Read the vector width of an LLVM x86 target, and count its threads.
 
     Raises
@@ -126,10 +228,6 @@ def machine_of(target: Any, threads: int | None = None) -> X86Machine:
     """
     from tvm.target import codegen
 
-    if target.kind.name != "llvm":
-        raise TargetError(
-            f"no kernels for targets of kind '{target.kind.name}' yet; use an x86 target"
-        )
     mcpu = str(target.attrs.get("mcpu", "x86-64-v2"))
     features = set(codegen.llvm_get_cpu_features(target))
     if "sse2" not in features:

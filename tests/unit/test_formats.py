@@ -30,6 +30,11 @@ CONFIGS = {
         {"mr": 4, "kb": 32, "parts": 2, "multiple": 8, "share": 2},
         {"mr": 6, "kb": 24, "share": 2, "zeros_behind": "matrix"},
     ],
+    "row_tiles": [
+        {"mt": 1, "kb": 16, "step": 1},
+        {"mt": 8, "kb": 9, "step": 4},
+        {"mt": 64, "kb": 4096, "step": 2},
+    ],
 }
 CASES = [(name, config) for name, configs in CONFIGS.items() for config in configs]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dense_support import WIDTHS, machine
-from panel_support import EPILOGUES
+from layer_reference import EPILOGUES
 from tvm_sparse.schedules.base import KernelTemplate
 from tvm_sparse.schedules.x86.templates import TEMPLATES
 

@@ -12,7 +12,8 @@ import tvm_ffi
 from dense_support import WIDTHS, target_of
 from guard_pages import PLACES, GuardedArray, build_scratch_guard, guard_scratch, run_in_child
 from kernel_cases import Case, all_cases, chosen_cases
-from panel_support import build_kernel, operands, reference, weight_for
+from layer_reference import operands, reference, weight_for
+from panel_support import build_kernel
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 

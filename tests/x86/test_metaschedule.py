@@ -11,18 +11,8 @@ import tvm_ffi
 from dense_support import machine, target_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panel_support import (
-    ACC,
-    EPILOGUES,
-    BuiltKernel,
-    batch_of,
-    build_kernel,
-    node,
-    operands,
-    reference,
-    scalar,
-    weight_for,
-)
+from layer_reference import ACC, EPILOGUES, node, operands, reference, scalar, weight_for
+from panel_support import BuiltKernel, batch_of, build_kernel
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm_sparse.schedules.base import matrix_view

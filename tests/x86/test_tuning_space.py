@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from dense_support import features, machine
-from panel_support import EPILOGUES, build_kernel, operands, reference, weight_for
+from layer_reference import EPILOGUES, operands, reference, weight_for
+from panel_support import build_kernel
 from tvm_sparse.schedules.base import KernelTemplate
 from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.schedules.x86.spaces import tuning_space

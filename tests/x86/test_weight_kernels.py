@@ -5,14 +5,8 @@ import pytest
 from dense_support import machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panel_support import (
-    EPILOGUES,
-    build_kernel,
-    check_kernel,
-    operands,
-    reference,
-    weight_for,
-)
+from layer_reference import EPILOGUES, operands, reference, weight_for
+from panel_support import build_kernel, check_kernel
 from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.schedules.x86.templates import block_step, narrowed
 

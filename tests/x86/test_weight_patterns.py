@@ -12,7 +12,8 @@ import pytest
 from dense_support import WIDTHS, features, machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from panel_support import EPILOGUES, batch_of, build_kernel, check_kernel, operands
+from layer_reference import EPILOGUES, operands
+from panel_support import batch_of, build_kernel, check_kernel
 from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
 from tvm_sparse.schedules.x86.templates import TEMPLATES, block_step
 from weight_patterns import PATTERNS

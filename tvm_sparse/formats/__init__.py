@@ -9,6 +9,7 @@ from .base import Match, PackedWeight, SparseFormat
 from .dense_panels import DensePanels
 from .plain import Plain
 from .register_tiled import RegisterTiled
+from .row_tiles import RowTiles
 from .sliced_ell import SlicedEll
 
 FORMATS: dict[str, SparseFormat] = {
@@ -16,6 +17,7 @@ FORMATS: dict[str, SparseFormat] = {
     "plain": Plain(),
     "register_tiled": RegisterTiled(),
     "sliced_ell": SlicedEll(),
+    "row_tiles": RowTiles(),
 }
 
 __all__ = ["FORMATS", "Match", "PackedWeight", "SparseFormat"]

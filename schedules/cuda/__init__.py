@@ -1,0 +1,1 @@
+"""Kernel templates for NVIDIA GPUs."""

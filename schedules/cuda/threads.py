@@ -1,0 +1,101 @@
+"""Threads of a block in TensorIR's builder: their numbers, shared work, barriers, local memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx.script import builder as B
+
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Threads:
+    """The threads of a block, as `warps` warps of 32 lanes.
+
+    Attributes
+    ----------
+    warps : int
+    lane, warp : PrimExpr
+        Numbers of the thread inside its warp, and of the warp.
+    """
+
+    warps: int
+    lane: Any
+    warp: Any
+
+    @property
+    def count(self) -> int:
+        """Threads of the block."""
+        return self.warps * WARP
+
+    @property
+    def number(self) -> Any:
+        """Number of the thread inside the block."""
+        return self.warp * WARP + self.lane
+
+    @contextmanager
+    def share(self, total: Any) -> Iterator[Any]:
+        """Loop over `total` pieces of work, neighbouring ones on neighbouring threads."""
+        whole = isinstance(total, int) and total % self.count == 0
+        turns = T.ceildiv(total, self.count) if not isinstance(total, int) else None
+        extent = -(-total // self.count) if turns is None else turns
+        with B.serial(0, extent) as turn:
+            piece = turn * self.count + self.number
+            if whole:
+                yield piece
+            else:
+                with B.If(piece < total), B.Then():
+                    yield piece
+
+
+@contextmanager
+def launch(grid: dict[str, Any], warps: int) -> Iterator[tuple[list[Any], Threads]]:
+    """Bind loops to the blocks of a grid and to the threads of a block.
+
+    Parameters
+    ----------
+    grid : mapping of str to int or PrimExpr
+        Axis ("x", "y", "z") to blocks.
+    warps : int
+        Warps a block.
+
+    Yields
+    ------
+    list of PrimExpr
+        Block numbers, in the order of `grid`.
+    Threads
+    """
+    loops = [B.thread_binding(0, extent, f"blockIdx.{axis}") for axis, extent in grid.items()]
+    loops += [B.thread_binding(0, warps, "threadIdx.y"), B.thread_binding(0, WARP, "threadIdx.x")]
+    opened = [loop.__enter__() for loop in loops]
+    yield opened[:-2], Threads(warps, opened[-1], opened[-2])
+    for loop in reversed(loops):
+        loop.__exit__(None, None, None)
+
+
+def barrier() -> None:
+    """Wait for all threads of the block, and for what they wrote to shared memory."""
+    B.evaluate(T.tvm_storage_sync("shared"))
+
+
+def local(length: int, dtype: str = "float32") -> Any:
+    """Reserve registers of a thread; every index into them must be known when compiling."""
+    return B.alloc_buffer((length,), dtype, scope="local")
+
+
+def shared(length: int, dtype: str = "float32") -> Any:
+    """Reserve shared memory of a block."""
+    # TVM 0.27 fails to place an array of one element.
+    return B.alloc_buffer((max(length, 2),), dtype, scope="shared.dyn")
+
+
+def kept(value: Any) -> Any:
+    """Compute an int32 once, and return a cheap read of it."""
+    register = local(1, "int32")
+    B.buffer_store(register, value, [0])
+    return register[0]

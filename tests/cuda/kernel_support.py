@@ -1,0 +1,73 @@
+"""CUDA kernels of whole layers, emulated, against float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tvm_ffi
+from emulator import cuda_source, emulate
+from layer_reference import operands, reference
+from tvm import tirx
+from tvm_sparse.schedules.base import matrix_view
+from tvm_sparse.schedules.cuda.templates import TEMPLATES
+
+from tvm_sparse.check import compare
+from tvm_sparse.formats import FORMATS
+from tvm_sparse.targets import machine_of, resolve_target
+
+TARGET = "cuda-sm80"
+
+
+def template_called(name: str) -> Any:
+    """Look up a CUDA template."""
+    return next(template for template in TEMPLATES if template.name == name)
+
+
+def launch_of(function: Any, sizes: dict[str, int]) -> tuple[list[int], list[int]]:
+    """Return the blocks and threads of a PrimFunc along x, y, z; `sizes` are those of variables."""
+    extents: dict[str, int] = {}
+
+    def note(loop: Any) -> None:
+        if loop.kind == tirx.ForKind.THREAD_BINDING:
+            extents[str(loop.thread_binding.thread_tag)] = _value(loop.extent, sizes)
+
+    tvm_ffi.structural_walk(function, (tirx.For, note))
+    axes = [
+        [extents.get(f"{kind}.{axis}", 1) for axis in "xyz"] for kind in ("blockIdx", "threadIdx")
+    ]
+    return axes[0], axes[1]
+
+
+def _value(extent: Any, sizes: dict[str, int]) -> int:
+    if hasattr(extent, "value"):
+        return int(extent.value)
+    # What TVM prints is Python, on names of its own.
+    printer = SimpleNamespace(int64=int, Cast=lambda _dtype, value: int(value))
+    return int(eval(str(extent), {"T": printer, **sizes}))
+
+
+def check_kernel(
+    template_name: str,
+    workload: Any,
+    weight: Any,
+    config: dict[str, Any],
+    batch: int,
+    seed: int = 0,
+) -> None:
+    """Build, emulate and compare one kernel on random activations."""
+    template, machine = template_called(template_name), machine_of(resolve_target(TARGET))
+    assert template.supports(workload, machine)
+    packed = FORMATS[template.format].pack(matrix_view(weight, workload.op), config)
+    function = template.build(workload, machine, packed, config)
+    x, channels, tensors, shape = operands(workload, batch, seed)
+    y = np.full(shape, np.nan, np.float32)
+    named = {"x": x, **packed.arrays, "y": y, "n": batch}
+    named |= {f"channel{i}": value for i, value in enumerate(channels)}
+    named |= {f"tensor{i}": value for i, value in enumerate(tensors)}
+    grid, block = launch_of(function, {"n": batch})
+    emulate(cuda_source(function, TARGET), named, grid, block)
+    want, bound = reference(workload, weight, x, channels, tensors)
+    result = compare(f"{template_name} {config}", y, want, bound)
+    assert result.ok, result
