@@ -16,7 +16,7 @@ from .threads import WARP, Threads, barrier
 
 
 class MatmulTile:
-    """A tile of tokens, feature by feature in shared memory; a lane sums up `nt` tokens in a row."""
+    """A tile of tokens, feature by feature in shared memory; a lane sums up `nt` of them."""
 
     def __init__(self, geometry: MatmulGeometry, epilogue: Epilogue, shape: TileShape) -> None:
         self.geometry, self.shape = geometry, shape

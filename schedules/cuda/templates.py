@@ -61,7 +61,7 @@ def _supports(workload: Workload, machine: CudaMachine) -> Match:
 def _space(workload: Workload, machine: CudaMachine) -> list[Config]:
     geometry = workload.geometry
     assert geometry is not None
-    rows, columns = geometry.weight_shape
+    columns = geometry.weight_shape[1]
     taps = math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else 1
     widest = -(-_columns_a_grid(workload) // WARP)
     found: list[Config] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,11 @@ from tvm_sparse.schedules.cuda.templates import TEMPLATES
 
 from tvm_sparse.check import compare
 from tvm_sparse.formats import FORMATS
+from tvm_sparse.profile import profile_weight
 from tvm_sparse.targets import machine_of, resolve_target
 
 TARGET = "cuda-sm80"
+MACHINE = machine_of(resolve_target(TARGET))
 
 
 def template_called(name: str) -> Any:
@@ -48,19 +51,25 @@ def _value(extent: Any, sizes: dict[str, int]) -> int:
     return int(eval(str(extent), {"T": printer, **sizes}))
 
 
+def configurations(template: Any, workload: Any, weight: np.ndarray) -> list[dict[str, Any]]:
+    """List what a template may be given for a weight: what fits into shared memory."""
+    view = matrix_view(weight, workload.op)
+    profile = profile_weight(view)
+    space = template.space(workload, MACHINE)
+    fitting = [c for c in space if template.estimate(workload, MACHINE, profile, c) < math.inf]
+    return [dict(config) for config in fitting]
+
+
 def check_kernel(
-    template_name: str,
-    workload: Any,
-    weight: Any,
-    config: dict[str, Any],
-    batch: int,
-    seed: int = 0,
+    template_name: str, workload: Any, weight: np.ndarray, choice: int, batch: int, seed: int = 0
 ) -> None:
-    """Build, emulate and compare one kernel on random activations."""
-    template, machine = template_called(template_name), machine_of(resolve_target(TARGET))
-    assert template.supports(workload, machine)
+    """Build a kernel at one of its configurations, emulate it, and compare with float64."""
+    template = template_called(template_name)
+    assert template.supports(workload, MACHINE)
+    space = configurations(template, workload, weight)
+    config = space[choice % len(space)]
     packed = FORMATS[template.format].pack(matrix_view(weight, workload.op), config)
-    function = template.build(workload, machine, packed, config)
+    function = template.build(workload, MACHINE, packed, config)
     x, channels, tensors, shape = operands(workload, batch, seed)
     y = np.full(shape, np.nan, np.float32)
     named = {"x": x, **packed.arrays, "y": y, "n": batch}
