@@ -10,7 +10,6 @@ import numpy as np
 
 from ..formats import Match, PackedWeight
 from ..profile import SparsityProfile
-from ..targets import X86Machine
 from ..workload import Workload
 
 Config = Mapping[str, Any]
@@ -20,9 +19,15 @@ def _in_order(workload: Workload, packed: PackedWeight) -> Sequence[np.ndarray]:
     return list(packed.arrays.values())
 
 
+def _nothing_amiss(workload: Workload, machine: Any, config: Config) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class KernelTemplate:
     """One family of kernels.
+
+    What a machine is depends on the target: `targets.X86Machine`, or `targets.CudaMachine`.
 
     Attributes
     ----------
@@ -45,16 +50,20 @@ class KernelTemplate:
         (workload, machine, profile, config) -> microseconds, what those events come to.
     arguments : callable
         (workload, packed weight) -> the arrays that the function takes, in order.
+    check : callable
+        (workload, machine, config) -> what a configuration of whole positive numbers, written by
+        hand, needs to have; empty when it can be built.
     """
 
     name: str
     format: str
-    supports: Callable[[Workload, X86Machine], Match]
-    space: Callable[[Workload, X86Machine], Sequence[Config]]
-    build: Callable[[Workload, X86Machine, PackedWeight, Config], Any]
-    events: Callable[[Workload, X86Machine, SparsityProfile, Config], Mapping[str, float]]
-    estimate: Callable[[Workload, X86Machine, SparsityProfile, Config], float]
+    supports: Callable[[Workload, Any], Match]
+    space: Callable[[Workload, Any], Sequence[Config]]
+    build: Callable[[Workload, Any, PackedWeight, Config], Any]
+    events: Callable[[Workload, Any, SparsityProfile, Config], Mapping[str, float]]
+    estimate: Callable[[Workload, Any, SparsityProfile, Config], float]
     arguments: Callable[[Workload, PackedWeight], Sequence[np.ndarray]] = _in_order
+    check: Callable[[Workload, Any, Config], str] = _nothing_amiss
 
 
 def matrix_view(weight: np.ndarray, op: str) -> np.ndarray:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..errors import PlanError
+from ..targets import CudaMachine, Machine
+from ..workload import Workload
 from .base import KernelTemplate
-from .x86.templates import TEMPLATES
+from .cuda.cost import stock_microseconds
+from .cuda.templates import TEMPLATES as CUDA_TEMPLATES
+from .x86.templates import TEMPLATES as X86_TEMPLATES
 
 # Formats that hold every element, zero or not.
 DENSE_FORMATS: frozenset[str] = frozenset({"dense", "plain"})
+
+
+ALL_TEMPLATES: tuple[KernelTemplate, ...] = (*X86_TEMPLATES, *CUDA_TEMPLATES)
+
+
+def templates_for(machine: Machine) -> Sequence[KernelTemplate]:
+    """Return the kernel templates of a target's kind."""
+    return CUDA_TEMPLATES if isinstance(machine, CudaMachine) else X86_TEMPLATES
+
+
+def stock_dense(workload: Workload, machine: Machine) -> float | None:
+    """Estimate the microseconds of TVM's own dense kernel; None: templates beat it."""
+    return stock_microseconds(workload, machine) if isinstance(machine, CudaMachine) else None
 
 
 def template_named(name: str) -> KernelTemplate:
@@ -18,8 +37,8 @@ def template_named(name: str) -> KernelTemplate:
     PlanError
         When there is none of that name.
     """
-    for template in TEMPLATES:
+    for template in ALL_TEMPLATES:
         if template.name == name:
             return template
-    known = ", ".join(template.name for template in TEMPLATES)
+    known = ", ".join(template.name for template in ALL_TEMPLATES)
     raise PlanError(f"no kernel is called '{name}'; there are {known}, and 'tvm'")

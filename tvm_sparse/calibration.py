@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from .cpu_features import machine_identity, missing_features, required_features
-from .targets import X86Machine
+from .targets import CudaMachine, Machine
 from .tuning.calibrate import load_calibration, measure_gigahertz
 
 # By target, since one process plans many models: a clock does not change.
 _gigahertz: dict[str, float] = {}
 
 
-def calibrated(machine: X86Machine, target: Any) -> X86Machine:
+def calibrated(machine: Machine, target: Any) -> Machine:
     """Set the clock of `machine` by measurement, if the target's code runs here.
 
     The dense kernel's time is known best, so the estimates of all kernels are scaled by it: what
@@ -22,10 +22,10 @@ def calibrated(machine: X86Machine, target: Any) -> X86Machine:
 
     Returns
     -------
-    X86Machine
+    X86Machine or CudaMachine
         Unchanged when the target is for another machine.
     """
-    if missing_features(required_features(target)):
+    if isinstance(machine, CudaMachine) or missing_features(required_features(target)):
         return machine
     key = str(target)
     if key not in _gigahertz:

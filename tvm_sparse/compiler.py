@@ -6,7 +6,8 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from tvm import relax
 from . import __version__
 from .calibration import calibrated
 from .cpu_features import machine_identity, missing_features, required_features
+from .cuda_toolkit import machine_code
 from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
 from .manifest import Manifest
@@ -35,7 +37,7 @@ from .records import RecordFile, read_records, weight_digest
 from .report import LayerReport, Report
 from .runtime import CompiledModule
 from .schedules.base import matrix_view
-from .targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
+from .targets import CudaMachine, Machine, TargetLike, machine_of, resolve_target, target_data
 from .tuning.book import RecordBook, history_of
 from .verify import verify
 from .workload import Conv2dGeometry
@@ -261,12 +263,12 @@ def record_book(records: Records, target: Any) -> RecordBook | None:
     file = open_records(records)
     if file is None:
         return None
-    foreign = missing_features(required_features(target))
+    foreign = target.kind.name != "llvm" or missing_features(required_features(target))
     machine = None if foreign else machine_identity()
     return RecordBook(file, target_data(target), machine, tvm.__version__)
 
 
-def with_threads(site: WeightSite, machine: X86Machine) -> WeightSite:
+def with_threads(site: WeightSite, machine: Machine) -> WeightSite:
     """Plan a site for the threads of a machine."""
     return replace(site, workload=replace(site.workload, threads=machine.threads))
 
@@ -319,11 +321,21 @@ def _check_plan(the_plan: Plan, model: Model, target: Any) -> None:
         )
 
 
+@contextmanager
+def machine_code_for(machine: Machine) -> Iterator[None]:
+    """Have TVM generate machine code for a GPU, and not only its source."""
+    if not isinstance(machine, CudaMachine):
+        yield
+        return
+    with machine_code(machine.arch):
+        yield
+
+
 def _build(
     model: Model,
     sites: Sequence[FusedSite],
     the_plan: Plan,
-    machine: X86Machine,
+    machine: Machine,
     target: Any,
     progress: Progress,
 ) -> tuple[Lowered, Any]:
@@ -331,7 +343,8 @@ def _build(
     with progress.phase("generate code"):
         try:
             passes = late_passes(machine, target)
-            executable = tvm.compile(lowered.mod, target, relax_pipeline=passes)
+            with machine_code_for(machine):
+                executable = tvm.compile(lowered.mod, target, relax_pipeline=passes)
         except (RuntimeError, TypeError, ValueError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"TVM cannot compile this model: {lines[0]}") from error
@@ -343,7 +356,7 @@ def _report(
     sites: Sequence[FusedSite],
     the_plan: Plan,
     lowered: Lowered,
-    machine: X86Machine,
+    machine: Machine,
     book: RecordBook | None,
 ) -> Report:
     layers = []
@@ -367,7 +380,7 @@ def _report(
         )
     return Report(
         model.source,
-        target=machine.mcpu,
+        target=machine.name,
         threads=machine.threads,
         layers=tuple(layers),
         notes=tuple(model.notes),
@@ -422,7 +435,7 @@ def _manifest(
     report: Report,
     lowered: Lowered,
     target: Any,
-    machine: X86Machine,
+    machine: Machine,
 ) -> Manifest:
     return Manifest(
         package_version=__version__,

@@ -57,10 +57,12 @@ def required_features(target: Any) -> tuple[str, ...]:
     Parameters
     ----------
     target : tvm.target.Target
-        Targets that are not x86 need none of the table.
+        That of a GPU stands for the processor beside it. Others than x86 need none of the table.
     """
     from tvm.target import codegen
 
+    if target.kind.name != "llvm" and target.host is not None:
+        target = target.host
     if target.kind.name != "llvm":
         return ()
     known = set(codegen.llvm_get_cpu_features(target))

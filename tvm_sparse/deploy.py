@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .cpu_features import missing_features, processor_name
+from .cuda_toolkit import has_gpu
 from .errors import LibraryError, SparseError, TargetError
 from .manifest import Manifest, read_manifest, to_c_source
 from .runtime import CompiledModule, load_runtime
@@ -138,8 +139,8 @@ def wrap_executable(
     """
     exporter = partial(export, executable, manifest)
     lacking = missing_features(manifest.cpu_features)
-    if lacking:
-        refusal = _lacking_sentence("the module", lacking)
+    refusal = _lacking_sentence("the module", lacking) if lacking else _lacking_gpu(manifest)
+    if refusal:
         return CompiledModule(None, manifest, threads, exporter, refusal)
     return CompiledModule(executable.jit(), manifest, threads, exporter)
 
@@ -250,6 +251,16 @@ def _check_processor(file: Path, manifest: Manifest) -> None:
     lacking = missing_features(manifest.cpu_features)
     if lacking:
         raise TargetError(_lacking_sentence(f"'{file}'", lacking))
+    refusal = _lacking_gpu(manifest)
+    if refusal:
+        raise TargetError(f"'{file}': {refusal}")
+
+
+def _lacking_gpu(manifest: Manifest) -> str | None:
+    if manifest.target.get("kind") != "cuda" or has_gpu():
+        return None
+    arch = manifest.target.get("arch")
+    return f"the module runs on an NVIDIA GPU ({arch} or later), and this machine has none"
 
 
 def _lacking_sentence(subject: str, lacking: list[str]) -> str:

@@ -16,7 +16,7 @@ from .passes.fuse_epilogue import Body
 from .planner import Decision, check_config
 from .schedules.lookup import template_named
 from .schedules.x86.cost import panels_gain
-from .targets import X86Machine
+from .targets import CudaMachine, Machine, X86Machine
 from .workload import MatmulGeometry, Workload
 
 
@@ -46,7 +46,7 @@ class Task:
         return self.fused_site.site
 
 
-def check_decision(site: WeightSite, decision: Decision, machine: X86Machine) -> None:
+def check_decision(site: WeightSite, decision: Decision, machine: Machine) -> None:
     """Refuse a decision that a layer cannot have.
 
     Raises
@@ -65,9 +65,11 @@ def check_decision(site: WeightSite, decision: Decision, machine: X86Machine) ->
 
 
 def lay_out(
-    model: Model, sites: Sequence[FusedSite], tasks: Sequence[Task], machine: X86Machine
+    model: Model, sites: Sequence[FusedSite], tasks: Sequence[Task], machine: Machine
 ) -> tuple[Layout, list[Task]]:
     """Choose the layout of activations; return it, and the tasks as they are then."""
+    if isinstance(machine, CudaMachine):
+        return Layout(), list(tasks)
     gains = {
         task.site.binding: panels_gain(task.site.workload, machine, other.config)
         for task in tasks

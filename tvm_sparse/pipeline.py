@@ -25,7 +25,7 @@ from .planner import Plan
 from .progress import Progress
 from .schedules.base import matrix_view
 from .schedules.lookup import template_named
-from .targets import X86Machine
+from .targets import CudaMachine, Machine, X86Machine
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def lower_model(
     model: Model,
     sites: Sequence[FusedSite],
     plan: Plan,
-    machine: X86Machine,
+    machine: Machine,
     progress: Progress | None = None,
 ) -> Lowered:
     """Pack the weights as planned and put their kernels in the place of the operators.
@@ -101,8 +101,33 @@ def bind_parameters(mod: Any, model: Model) -> Any:
     return relax.transform.DeadCodeElimination()(mod)
 
 
-def late_passes(machine: X86Machine, target: Any) -> Any:
-    """Return TVM's pipeline for the host with our kernels and schedules for what stays dense."""
+def late_passes(machine: Machine, target: Any) -> Any:
+    """Return TVM's pipeline for the target with our kernels and schedules for what stays dense."""
+    if isinstance(machine, CudaMachine):
+        return _cuda_passes(target)
+    return _x86_passes(machine, target)
+
+
+def _cuda_passes(target: Any) -> Any:
+    """Return TVM's pipeline for GPUs; dlight's schedules serve what has no kernel of ours."""
+    from tvm.relax.backend.cuda import pipeline as stock
+
+    passes = (
+        stock.library_dispatch_passes,
+        stock.legalize_passes,
+        stock.dataflow_lower_passes,
+        stock.finalize_passes,
+    )
+
+    @tvm.transform.module_pass(opt_level=0, name="CudaPipeline")
+    def run(mod: Any, _context: Any) -> Any:
+        with target:
+            return tvm.transform.Sequential([p for part in passes for p in part(target)])(mod)
+
+    return run
+
+
+def _x86_passes(machine: X86Machine, target: Any) -> Any:
     from tvm.relax.backend.cpu_generic import pipeline as stock
 
     return tvm.transform.Sequential(
@@ -126,7 +151,7 @@ def late_passes(machine: X86Machine, target: Any) -> Any:
 class _KernelBuilder:
     """Packs weights and builds kernels, one function for all layers that need the same."""
 
-    def __init__(self, machine: X86Machine, taken: Collection[str]) -> None:
+    def __init__(self, machine: Machine, taken: Collection[str]) -> None:
         self.machine = machine
         self._functions: dict[Any, tuple[str, Any]] = {}
         self._symbols = set(taken)

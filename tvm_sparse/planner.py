@@ -20,19 +20,23 @@ from .ops import WeightSite
 from .profile import SparsityProfile
 from .records import Statistics
 from .schedules.base import KernelTemplate
-from .schedules.lookup import DENSE_FORMATS, template_named
-from .schedules.x86.templates import TEMPLATES, block_step
-from .targets import X86Machine
+from .schedules.lookup import (
+    ALL_TEMPLATES,
+    DENSE_FORMATS,
+    stock_dense,
+    template_named,
+    templates_for,
+)
+from .targets import Machine
 from .tuning.book import Hint, RecordBook
 from .workload import Workload
 
 VERSION = 1
 
-_KERNELS = frozenset(template.name for template in TEMPLATES)
+_KERNELS = frozenset(template.name for template in ALL_TEMPLATES)
 
-# What a configuration that was written by hand may hold. More accumulators than this only spill.
+# What a configuration that was written by hand may hold.
 _LARGEST = 65535
-_ACCUMULATORS = 128
 
 # Keys that follow from the layer or the processor, so that another value is wrong code.
 _FIXED: dict[str, tuple[str, ...]] = {"dense_panels": ("groups",), "gemv": ("mr", "groups")}
@@ -209,7 +213,7 @@ def check_config(
     name: str,
     template: KernelTemplate,
     workload: Workload,
-    machine: X86Machine,
+    machine: Machine,
     config: Mapping[str, Any],
 ) -> None:
     """Refuse a configuration that the kernel cannot be built with.
@@ -236,7 +240,9 @@ def check_config(
             raise PlanError(f"{where} needs a number from 1 to {_LARGEST} as '{key}', not {value}")
         if key in _FIXED.get(template.name, ()) and value != usual[key]:
             raise PlanError(f"{where} has to have {usual[key]} as '{key}' here, not {value}")
-    _check_tile(where, workload, machine, config)
+    needed = template.check(workload, machine, config)
+    if needed:
+        raise PlanError(f"{where} {needed}")
 
 
 def _check_trace(where: str, config: Mapping[str, Any]) -> None:
@@ -245,29 +251,10 @@ def _check_trace(where: str, config: Mapping[str, Any]) -> None:
         raise PlanError(f"{where} is a schedule: 'trace' and nothing else, as a record holds it")
 
 
-def _check_tile(
-    where: str, workload: Workload, machine: X86Machine, config: Mapping[str, Any]
-) -> None:
-    assert workload.geometry is not None
-    step = block_step(workload, machine.lanes)
-    columns, kb = workload.geometry.weight_shape[1], config.get("kb", step)
-    if kb % step and kb < columns:
-        what = "the vector width" if workload.op == "matmul" else "the taps of a channel"
-        raise PlanError(
-            f"{where} needs a multiple of {step} ({what}) as 'kb', or at least all {columns} "
-            f"columns, not {kb}"
-        )
-    if config.get("mr", 1) * config.get("nt", 1) > _ACCUMULATORS:
-        raise PlanError(
-            f"{where} asks for a tile of {config['mr']} x {config['nt']} vectors; at most "
-            f"{_ACCUMULATORS} are sensible"
-        )
-
-
 def decide(
     site: WeightSite,
     profile: SparsityProfile,
-    machine: X86Machine,
+    machine: Machine,
     *,
     force: Mapping[str, str] | None = None,
     forbid: Sequence[str] = (),
@@ -332,7 +319,7 @@ def decide(
 
 
 def _measured(
-    site: WeightSite, machine: X86Machine, book: RecordBook | None, digest: str
+    site: WeightSite, machine: Machine, book: RecordBook | None, digest: str
 ) -> list[Candidate]:
     """Return the fastest measured configuration of every kernel, for exactly this layer."""
     best: dict[str, Candidate] = {}
@@ -353,7 +340,7 @@ def _measured(
     return list(best.values())
 
 
-def _is_buildable(site: WeightSite, machine: X86Machine, candidate: Candidate) -> bool:
+def _is_buildable(site: WeightSite, machine: Machine, candidate: Candidate) -> bool:
     template = template_named(candidate.kernel)
     if not template.supports(site.workload, machine):
         return False
@@ -376,7 +363,7 @@ def _margin(hint: Hint) -> float:
 def _hinted(
     site: WeightSite,
     profile: SparsityProfile,
-    machine: X86Machine,
+    machine: Machine,
     book: RecordBook,
     chosen: Candidate | None,
 ) -> tuple[Candidate, str] | None:
@@ -429,12 +416,12 @@ def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _candidates(
-    workload: Workload, profile: SparsityProfile, machine: X86Machine
+    workload: Workload, profile: SparsityProfile, machine: Machine
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Estimate every template at its best configuration; list the refusals of the others."""
     found: list[Candidate] = []
     refusals: dict[str, str] = {}
-    for template in TEMPLATES:
+    for template in templates_for(machine):
         match = template.supports(workload, machine)
         if not match:
             refusals[template.format] = match.reason
@@ -451,6 +438,9 @@ def _candidates(
         best = _fastest(timed)
         if best is not None:
             found.append(best)
+    stock = stock_dense(workload, machine)
+    if stock is not None:
+        found.append(Candidate("dense", "tvm", {}, round(stock, 2)))
     return found, refusals
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .device import CPU, device_kind, machine_devices, moved
 from .errors import InputError, LibraryError, TargetError
 from .manifest import Manifest
 from .model import TensorSpec
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64
 
-_CPU = 1
-_POOLED_ALLOCATOR = 2
 _RUNTIME_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
 
 
@@ -119,10 +118,11 @@ class CompiledModule:
         self._lock = threading.Lock()
         self._staging = [_Staging() for _ in manifest.inputs]
         self.library, self._refusal = library, refusal
+        self._device = device_kind(manifest.target)
         if refusal is None:
             load_runtime()
             self._machine = library["vm_load_executable"]()
-            self._machine["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+            self._machine["vm_initialization"](*machine_devices(self._device))
             self._main = self._machine["main"]
 
     def described_by(
@@ -283,7 +283,8 @@ class CompiledModule:
         with self._lock:
             use_threads(self.threads)
             operands = [
-                stage.tensor(array) for stage, array in zip(self._staging, arrays, strict=True)
+                moved(stage.tensor(array), self._device)
+                for stage, array in zip(self._staging, arrays, strict=True)
             ]
             if instrument is not None:
                 self._machine["set_instrument"](instrument)
@@ -296,7 +297,7 @@ class CompiledModule:
             finally:
                 if instrument is not None:
                     self._machine["set_instrument"](None)
-            tensors = _flatten(result)
+            tensors = [moved(tensor, CPU) for tensor in _flatten(result)]
             fresh = self.manifest.fresh_outputs
             if len(fresh) != len(tensors):
                 fresh = (False,) * len(tensors)
@@ -458,8 +459,8 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         raise InputError(
             f"input '{name}' is of type {kind}; give a NumPy array or a tensor with DLPack"
         )
-    device = getattr(value, "__dlpack_device__", lambda: (_CPU, 0))()
-    if int(device[0]) != _CPU:
+    device = getattr(value, "__dlpack_device__", lambda: (CPU, 0))()
+    if int(device[0]) != CPU:
         raise InputError(f"input '{name}' lies on another device; copy it to the CPU first")
     try:
         return np.from_dlpack(value)

@@ -84,6 +84,11 @@ class X86Machine:
     prices: tuple[tuple[str, float], ...] = ()
     l3_bytes: int = 32 << 20
 
+    @property
+    def name(self) -> str:
+        """The processor, for reports."""
+        return self.mcpu
+
 
 @dataclass(frozen=True)
 class CudaMachine:
@@ -122,6 +127,11 @@ class CudaMachine:
     max_threads: int = 2048
     registers: int = 64 << 10
     threads: int = 1
+
+    @property
+    def name(self) -> str:
+        """The architecture, for reports."""
+        return self.arch
 
 
 Machine = X86Machine | CudaMachine
@@ -188,7 +198,8 @@ def target_data(target: Any) -> dict[str, Any]:
         str(key): value if isinstance(value, (str, int, float)) else [str(item) for item in value]
         for key, value in target.attrs.items()
     }
-    return {"kind": str(target.kind.name), **plain}
+    host = {} if target.host is None else {"host": target_data(target.host)}
+    return {"kind": str(target.kind.name), **plain, **host}
 
 
 def machine_of(target: Any, threads: int | None = None) -> Machine:

@@ -57,6 +57,11 @@ class ConvTile:
         """The staged window; results go out straight."""
         return self.channels * self.window_h * self.pitch
 
+    @property
+    def registers_a_column(self) -> int:
+        """Registers beside the sums that each column of a lane takes."""
+        return 20
+
     def declare_input(self) -> None:
         """Declare x."""
         g = self.geometry

@@ -31,6 +31,8 @@ _STOCK_REACHED = 0.5
 _ENOUGH_WARPS = 16
 _SHARED_BYTES_A_CYCLE = 128
 _WARPS_ISSUED_A_CYCLE = 4
+# Addresses, bounds and nonzeros on their way, as nvcc 13 keeps them.
+_OTHER_REGISTERS = 48
 # What the fullest tile of a random pattern has over the mean.
 _FULLEST = 1.3
 
@@ -54,11 +56,15 @@ def shared_bytes(shape: TileShape, io: TileIO) -> int:
 def expected_most(profile: SparsityProfile, mt: int, kb: int, step: int) -> int:
     """Guess how many nonzeros, padded to steps, the fullest tile has in a block."""
     mean = profile.density * mt * kb + mt * (step - 1) / 2
-    return int(min(mt * kb + mt * step, _FULLEST * mean + 4 * math.sqrt(mean) + step))
+    most = min(mt * kb + mt * step, _FULLEST * mean + 4 * math.sqrt(mean) + step)
+    return math.ceil(most / 128) * 128
 
 
-def blocks_at_once(machine: CudaMachine, threads: int, shared: int, registers: int) -> int:
+def at_once(machine: CudaMachine, shape: TileShape, io: TileIO) -> int:
     """Count the blocks that a multiprocessor holds at once; 0 when one does not fit."""
+    shared, threads = shared_bytes(shape, io), shape.warps * WARP
+    sums = shape.mt // shape.warps * shape.nt
+    registers = _OTHER_REGISTERS + sums + io.registers_a_column * shape.nt
     if shared > machine.block_shared_bytes:
         return 0
     # A block takes a kilobyte more than it asks for.
@@ -84,8 +90,6 @@ def row_tiles_events(
     vector_loads = shape.nt if isinstance(workload.geometry, Conv2dGeometry) else 1
     per_nonzero = shape.nt + 2 / shape.step
     staged = io.shared_floats / WARP * shape.blocks * shape.tiles
-    registers = 32 + shape.mt // shape.warps * shape.nt + 4 * shape.step
-    threads = shape.warps * WARP
     moved = _input_floats(workload) + columns_of(workload) * shape.rows + 1.5 * profile.nnz
     return {
         "fma": nonzeros * shape.nt * WARP * grids,
@@ -93,7 +97,7 @@ def row_tiles_events(
         "issue": (nonzeros * (shape.nt + vector_loads + 4 / shape.step) + 8 * staged) * grids,
         "bytes": 4.0 * moved,
         "blocks": float(shape.tiles * grids),
-        "at_once": float(blocks_at_once(machine, threads, shared_bytes(shape, io), registers)),
+        "at_once": float(at_once(machine, shape, io)),
         "warps": float(shape.warps),
     }
 

@@ -30,6 +30,11 @@ class MatmulTile:
         """The staged tokens, or the results on their way out."""
         return max(self.shape.kb * self.shape.width, self.shape.mt * (self.shape.width + 1))
 
+    @property
+    def registers_a_column(self) -> int:
+        """Registers beside the sums that each column of a lane takes."""
+        return 10
+
     def declare_input(self) -> None:
         """Declare x."""
         self.x = B.arg("x", B.Buffer((self.tokens, self.geometry.k), "float32"))

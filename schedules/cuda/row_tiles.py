@@ -36,6 +36,8 @@ class TileShape:
         Warps a block; `mt` is a multiple of it.
     nt : int
         Columns of activations that a lane sums up.
+    at_once : int
+        Blocks of threads that a multiprocessor shall hold.
     """
 
     rows: int
@@ -46,6 +48,7 @@ class TileShape:
     most: int
     warps: int
     nt: int
+    at_once: int = 1
 
     @property
     def tiles(self) -> int:
@@ -69,6 +72,11 @@ class TileIO(Protocol):
     @property
     def shared_floats(self) -> int:
         """Floats of shared memory that `stage` and `store` use, one after the other."""
+        ...
+
+    @property
+    def registers_a_column(self) -> int:
+        """Registers beside the sums that each column of a lane takes: nvcc unrolls the loop."""
         ...
 
     def declare_input(self) -> None:
@@ -113,7 +121,8 @@ def build_row_tiles(name: str, shape: TileShape, io: TileIO) -> Any:
             io.declare_input()
             weight = _declare_weight(shape)
             io.declare_output()
-            with launch({"x": shape.tiles, **io.grid()}, shape.warps) as (numbers, threads):
+            grid = {"x": shape.tiles, **io.grid()}
+            with launch(grid, shape.warps, shape.at_once) as (numbers, threads):
                 _tile(shape, io, weight, numbers, threads)
     return builder.get()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...formats import Match, PackedWeight
@@ -30,6 +31,10 @@ _TILES: tuple[tuple[int, int, int], ...] = (
 # Columns of a block of the weight, about: whole channels of a convolution.
 _BLOCKS = (64, 32, 128)
 _STEPS = (4, 2, 1)
+# What a configuration that was written by hand may hold.
+_VECTORS = (1, 2, 4)
+_MOST_WARPS = 32
+_MOST_SUMS = 128
 
 
 def _shape(workload: Workload, config: Config, most: int) -> TileShape:
@@ -84,6 +89,21 @@ def _columns_a_grid(workload: Workload) -> int:
     return geometry.pixels if isinstance(geometry, Conv2dGeometry) else cost.columns_of(workload)
 
 
+def _check(workload: Workload, machine: CudaMachine, config: Config) -> str:
+    geometry = workload.geometry
+    assert geometry is not None
+    taps = math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else 1
+    if config["kb"] % taps:
+        return f"needs whole channels of {taps} taps in 'kb', not {config['kb']} columns"
+    if config["mt"] % config["warps"] or config["warps"] > _MOST_WARPS:
+        return f"cannot share {config['mt']} rows out among {config['warps']} warps"
+    if config["nt"] not in _VECTORS or config["step"] not in _VECTORS:
+        return f"reads vectors of {', '.join(map(str, _VECTORS))}: 'nt' and 'step' are such numbers"
+    if config["mt"] // config["warps"] * config["nt"] > _MOST_SUMS:
+        return f"asks for more than {_MOST_SUMS} sums a thread"
+    return ""
+
+
 def _build(workload: Workload, machine: CudaMachine, packed: PackedWeight, config: Config) -> Any:
     shape = _shape(workload, config, packed.config["most"])
     io = _io(workload, shape)
@@ -93,6 +113,7 @@ def _build(workload: Workload, machine: CudaMachine, packed: PackedWeight, confi
             f"a block would need {needed} bytes of shared memory; {machine.arch} has "
             f"{machine.block_shared_bytes}"
         )
+    shape = replace(shape, at_once=max(1, cost.at_once(machine, shape, io)))
     return build_row_tiles("spmm" if workload.op == "matmul" else "spconv", shape, io)
 
 
@@ -119,5 +140,6 @@ TEMPLATES: Sequence[KernelTemplate] = (
         build=_build,
         events=_events,
         estimate=_estimate,
+        check=_check,
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
 WARP = 32
+
+_AT_ONCE = "tirx.launch_bounds_min_blocks_per_sm"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Threads:
 
 
 @contextmanager
-def launch(grid: dict[str, Any], warps: int) -> Iterator[tuple[list[Any], Threads]]:
+def launch(grid: dict[str, Any], warps: int, at_once: int) -> Iterator[tuple[list[Any], Threads]]:
     """Bind loops to the blocks of a grid and to the threads of a block.
 
     Parameters
@@ -63,6 +65,9 @@ def launch(grid: dict[str, Any], warps: int) -> Iterator[tuple[list[Any], Thread
         Axis ("x", "y", "z") to blocks.
     warps : int
         Warps a block.
+    at_once : int
+        Blocks that a multiprocessor shall hold: the compiler keeps to the registers that this
+        leaves, and uses all of them.
 
     Yields
     ------
@@ -72,10 +77,10 @@ def launch(grid: dict[str, Any], warps: int) -> Iterator[tuple[list[Any], Thread
     """
     loops = [B.thread_binding(0, extent, f"blockIdx.{axis}") for axis, extent in grid.items()]
     loops += [B.thread_binding(0, warps, "threadIdx.y"), B.thread_binding(0, WARP, "threadIdx.x")]
-    opened = [loop.__enter__() for loop in loops]
-    yield opened[:-2], Threads(warps, opened[-1], opened[-2])
-    for loop in reversed(loops):
-        loop.__exit__(None, None, None)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(loop) for loop in loops]
+        stack.enter_context(B.attr(T.int32(0), _AT_ONCE, at_once))
+        yield opened[:-2], Threads(warps, opened[-1], opened[-2])
 
 
 def barrier() -> None:

@@ -47,6 +47,8 @@ _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 }
 # One vector of tokens, and one token: vectors of one float, whose rows the compiler may gather.
 _NARROW_TILES = ((6, 1), (4, 1))
+# More accumulators than this only spill.
+_ACCUMULATORS = 128
 # Vectors for few tokens, where a wide one would mostly multiply nothing.
 _NARROWER = (4, 8)
 _SCALAR_TILES = ((16, 1), (8, 1))
@@ -183,6 +185,24 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
         one_core = cost.microseconds(events, workload, machine, {})
         configs.append(_with_threads(config, workload, machine, one_core))
     return configs
+
+
+def _check_tile(workload: Workload, machine: X86Machine, config: Config) -> str:
+    assert workload.geometry is not None
+    step = block_step(workload, machine.lanes)
+    columns, kb = workload.geometry.weight_shape[1], config["kb"]
+    if kb % step and kb < columns:
+        what = "the vector width" if workload.op == "matmul" else "the taps of a channel"
+        return (
+            f"needs a multiple of {step} ({what}) as 'kb', or at least all {columns} columns, "
+            f"not {kb}"
+        )
+    if config["mr"] * config["nt"] > _ACCUMULATORS:
+        return (
+            f"asks for a tile of {config['mr']} x {config['nt']} vectors; at most "
+            f"{_ACCUMULATORS} are sensible"
+        )
+    return ""
 
 
 def _shape(
@@ -372,6 +392,7 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         supports=_supports_sparse,
         space=_sparse_space,
         build=_build_sparse,
+        check=_check_tile,
         **_priced(cost.sparse_events),
     ),
     KernelTemplate(
@@ -380,6 +401,7 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         supports=_supports_sparse,
         space=_sliced_space,
         build=_build_sliced,
+        check=_check_tile,
         **_priced(_sliced_events),
     ),
     KernelTemplate(
@@ -388,6 +410,7 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         supports=_supports_dense,
         space=_dense_space,
         build=_build_dense,
+        check=_check_tile,
         **_priced(_dense_events),
     ),
     KernelTemplate(

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "panels",
         ),
     ),
-    ("runtime", ("manifest", "thread_pool", "runtime")),
+    ("runtime", ("manifest", "thread_pool", "device", "cuda_toolkit", "runtime")),
     ("truth", ("check", "epilogue_reference", "float64")),
     ("zeros", ("profile", "formats")),
     ("operators", ("ops",)),

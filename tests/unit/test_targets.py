@@ -6,7 +6,7 @@ import pytest
 import tvm
 
 from tvm_sparse.errors import TargetError
-from tvm_sparse.targets import SHORT_NAMES, machine_of, resolve_target
+from tvm_sparse.targets import SHORT_NAMES, machine_of, resolve_target, target_data
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,17 @@ def test_a_short_name_gives_the_vector_unit_of_its_level(name, lanes, registers)
 
 def test_every_short_name_is_a_target():
     for name in SHORT_NAMES:
-        assert resolve_target(name).kind.name == "llvm"
+        target = resolve_target(name)
+        assert target.kind.name == ("cuda" if name.startswith("cuda") else "llvm")
+        assert str(resolve_target(target_data(target))) == str(target)
+
+
+def test_a_gpu_is_known_by_its_architecture_or_the_one_before():
+    assert machine_of(resolve_target("cuda-sm90a")).multiprocessors == 132
+    newer = {"kind": "cuda", "arch": "sm_120", "host": "llvm"}
+    assert machine_of(resolve_target(newer)).arch == "sm_120"
+    with pytest.raises(TargetError, match=r"compute capability 8\.0 or higher"):
+        machine_of(resolve_target({"kind": "cuda", "arch": "sm_70"}))
 
 
 @pytest.mark.parametrize("name", ["native", "llvm"])

@@ -19,6 +19,8 @@ from .splitting import MAX_BLOCK
 
 MAX_ROWS = 256
 
+_MOST = 128
+
 
 @dataclass(frozen=True)
 class RowTiles:
@@ -35,7 +37,8 @@ class RowTiles:
       has, so that an infinity which the row does not read cannot reach it;
     - ``values`` float32: zero in padding.
 
-    The packed config has `most`: the nonzeros of the fullest tile in a block.
+    The packed config has `most`: the nonzeros of the fullest tile in a block, rounded up, so that
+    layers of one shape share a kernel.
     """
 
     name: str = "row_tiles"
@@ -77,7 +80,7 @@ class RowTiles:
         return PackedWeight(
             self.name,
             (rows, columns),
-            {"mt": mt, "kb": kb, "step": step, "most": int(by_group.max())},
+            {"mt": mt, "kb": kb, "step": step, "most": -(-int(by_group.max()) // _MOST) * _MOST},
             {
                 "tiles": np.argsort(-nonzeros.sum(1), kind="stable").astype(np.int32),
                 "rows": order.reshape(-1).astype(np.int32),
