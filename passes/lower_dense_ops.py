@@ -37,14 +37,17 @@ class Site:
         Raises
         ------
         UnsupportedShapeError
-            When it is no tensor, holds no float32, or has no known rank.
+            When it is no tensor, holds no float32, has no known rank, or no elements.
         """
         kind = expr.ty
         if not isinstance(kind, relax.TensorType) or str(kind.dtype) != "float32":
             raise UnsupportedShapeError("only float32 tensors have kernels")
         if not isinstance(kind.shape, relax.ShapeExpr):
             raise UnsupportedShapeError("the shape is not known")
-        return [self._dim(value) for value in kind.shape.values]
+        shape = [self._dim(value) for value in kind.shape.values]
+        if 0 in shape:
+            raise UnsupportedShapeError("tensors without elements are left to TVM")
+        return shape
 
     def _dim(self, value: Any) -> Dim:
         if isinstance(value, tirx.IntImm):
