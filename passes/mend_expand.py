@@ -44,7 +44,7 @@ def _expanded(func: relax.Function) -> dict[Any, list[Any]]:
             read[binding.var] = value
         elif isinstance(binding, relax.MatchCast) and value in read:
             named.append((list(binding.ty.values), value))
-        elif call_of(value, "broadcast_to"):
+        elif call_of(value, "broadcast_to") and isinstance(value.args[1], relax.ShapeExpr):
             target, dims = list(value.args[1].values), shape_of(value.args[0])
             for sizes, var in named:
                 if dims is not None and _same(sizes, target):
