@@ -1,4 +1,4 @@
-"""Let an Expand whose shape is data broadcast both ways, as ONNX has it and TVM's importer not."""
+"""Mend what TVM's importer makes of ONNX's Expand and ConstantOfShape when the shape is data."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from .rewrite_main import MainRewriter, bindings_of, call_of, main_of, shape_of
 
 
 def mend_expand(model: Model) -> Model:
-    """Keep a size of the tensor where the shape that comes in as data has a 1.
+    """Name the sizes that come in as data, and keep the tensor's where the shape has a 1.
 
-    Without this the result would lack the rows that the shape does not ask for.
+    Without this there would be no code, or the result would lack the rows that the shape does not
+    ask for.
     """
     expanded = _expanded(main_of(model.mod))
-    if not expanded:
-        return model
 
     def rule(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
+        if call_of(expr, "broadcast_to") and not isinstance(expr.args[1], relax.ShapeExpr):
+            return _with_names(rewriter, var, expr)
         dims = expanded.get(var)
         if dims is None:
             return None
@@ -31,6 +32,16 @@ def mend_expand(model: Model) -> Model:
         return relax.op.tensor_to_shape(mended)
 
     return MainRewriter(model).run(rule)
+
+
+def _with_names(rewriter: MainRewriter, var: Any, expand: Any) -> Any:
+    """Give the sizes of the result names, without which there is no code for it."""
+    tensor, shape = expand.args
+    if shape.ty.ndim < 0:
+        return None
+    sizes = [tvm.tirx.Var(f"{var.name}_{axis}", "int64") for axis in range(shape.ty.ndim)]
+    rewriter.match_cast(shape, relax.ShapeType(sizes))
+    return relax.op.broadcast_to(tensor, relax.ShapeExpr(sizes))
 
 
 def _expanded(func: relax.Function) -> dict[Any, list[Any]]:

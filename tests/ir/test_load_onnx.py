@@ -323,6 +323,28 @@ def test_a_branch_with_a_constant_condition_is_taken():
     assert ops_of(load(proto)) == ["negative", "abs"]
 
 
+@pytest.mark.parametrize(("columns", "operator"), [(1, "squeeze"), (4, "negative")])
+def test_a_condition_on_a_known_shape_is_settled(columns: int, operator: str):
+    value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    squeezed, negated = node("Squeeze", ["x", "axis"], ["r"]), node("Neg", ["x"], ["r"])
+    branches = {
+        "then_branch": helper.make_graph([squeezed], "b", [], [value]),
+        "else_branch": helper.make_graph([negated], "b", [], [value]),
+    }
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "axis"], ["d"]),
+        node("Equal", ["d", "axis"], ["c"]),
+        node("If", ["c"], ["y"], **branches),
+    ]
+    proto = onnx_model(nodes, {"axis": np.array([1])}, {"x": (3, "n")})
+    model = load(proto, shapes={"x": (3, columns)})
+    assert ops_of(model) in ([operator], ["reshape"])
+    assert model.notes == ()
+    x = random(3, columns)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
 def branching(keepdims: int, opset: int) -> onnx.ModelProto:
     """Choose between two layers by the sign of the sum; each branch names its weight `w`."""
 
@@ -419,6 +441,14 @@ def test_expanding_to_a_shape_that_comes_in_as_data(data: tuple, asked: tuple[in
     x, sizes = random(3, data[1]), np.array(asked)
     got = run_model(load(proto), x, sizes)[0]
     np.testing.assert_array_equal(got, run_onnx(proto, x=x, shape=sizes)[0])
+
+
+def test_a_constant_of_a_shape_that_comes_in_as_data():
+    proto = onnx_model([node("ConstantOfShape", ["shape"], ["y"])], {}, {"shape": (3,)})
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    shape = np.array([2, 1, 4])
+    got = run_model(load(proto), shape)[0]
+    np.testing.assert_array_equal(got, np.zeros(shape, np.float32))
 
 
 def test_an_empty_constant_is_no_weight():

@@ -45,9 +45,9 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
         When it cannot be read, holds an operator that the importer lacks, or `shapes` does not fit.
     """
     model = read_onnx(source)
+    inputs = _fix_inputs(model, shapes)
     branches = settle_branches(model)
     layers = name_layers(model)
-    inputs = _fix_inputs(model, shapes)
     outputs = [value.name for value in model.graph.output]
     simplify_graph(model)
     symbols = _plain_dimensions(model)

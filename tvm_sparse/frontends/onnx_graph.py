@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..errors import ModelError
 from .onnx_file import OnnxModel, densify, read_tensor
+from .onnx_values import known_value
 
 # The newest opset that needs no conversion; older models are brought up to it if onnx can do so.
 _OPSET = 13
@@ -314,28 +315,28 @@ def _settle_optionals(model: OnnxModel) -> None:
 
 
 def _resolve_branches(model: OnnxModel) -> None:
-    """Replace an If with a constant condition by the branch that it takes, others by a choice."""
-    nodes: list[onnx.NodeProto] = []
-    changed = False
-    for node in model.graph.node:
-        if node.op_type != "If" or node.input[0] == _condition_of(node):
-            nodes.append(node)
-            continue
-        changed = True
+    """Replace an If with a known condition by the branch that it takes, others by a choice."""
+    # One at a time: the condition of the next one may depend on what this one becomes.
+    while (node := next(filter(_is_unsettled, model.graph.node), None)) is not None:
         condition = model.constants.get(node.input[0])
         if condition is None:
-            nodes.extend(_choose(model, node))
+            condition = known_value(_with_weight_inputs(model), node.input[0])
+        if condition is None:
+            parts = _choose(model, node)
         else:
             wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
             results, inner = _unpack_branch(model, node, wanted)
-            nodes.extend([*inner, *_identities(results, node.output)])
-    if changed:
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            parts = [*inner, *_identities(results, node.output)]
+        nodes = [new for old in model.graph.node for new in (parts if old is node else [old])]
+        copies = [onnx.NodeProto.FromString(item.SerializeToString()) for item in nodes]
         del model.graph.node[:]
         model.graph.node.extend(copies)
         _collect_constants(model)
         _settle_optionals(model)
-        _resolve_branches(model)
+
+
+def _is_unsettled(node: onnx.NodeProto) -> bool:
+    return node.op_type == "If" and node.input[0] != _condition_of(node)
 
 
 def _condition_of(node: onnx.NodeProto) -> str:
