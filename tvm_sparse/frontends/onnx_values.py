@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,7 +53,7 @@ def _known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
 def _of_shape(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> np.ndarray:
     shape = np.array(shapes[node.input[0]], np.int64)
     if node.op_type == "Size":
-        return np.prod(shape, dtype=np.int64).reshape(())
+        return np.array(np.prod(shape))
     ends = {attr.name: attr.i for attr in node.attribute}
     return shape[ends.get("start") : ends.get("end")]
 
@@ -67,7 +68,8 @@ def _evaluate(
     graph = helper.make_graph(nodes, "known", [], [result], constants)
     model = helper.make_model(graph, opset_imports=proto.opset_import, ir_version=8)
     try:
-        return np.asarray(ReferenceEvaluator(model).run(None, {})[0])
+        outputs: Any = ReferenceEvaluator(model).run(None, {})
+        return np.asarray(outputs[0])
     except Exception:
         # The evaluator lacks an operator or a version of it: the value counts as not known.
         return None
