@@ -4,7 +4,8 @@ The module
     `main` takes the user's inputs, then one variable per weight; its attribute `num_input` counts
     the inputs, and there is no attribute `params`: the values are NumPy arrays in `Model.params`,
     contiguous, one for each weight variable, and each is read. The body is one dataflow block in
-    A-normal form without dead bindings. Other functions of the module are left alone.
+    A-normal form without dead bindings. An If stands in a function that `main` calls. Other
+    functions of the module are left alone.
 Constants
     A weight is a floating-point array of one dimension or more, and always a parameter. Scalars and
     integer or boolean arrays are inline constants; so are quantised weights behind `dequantize`.
@@ -37,6 +38,7 @@ from .flatten_main import flatten_main
 from .fold_batch_norm import fold_batch_norm
 from .fold_weight_transforms import fold_weight_transforms
 from .lift_weights import is_weight_constant, lift_weights
+from .mend_expand import mend_expand
 from .narrow_pooling import narrow_pooling
 from .recognize_gelu import recognize_gelu
 from .recognize_layer_norm import recognize_layer_norm
@@ -56,6 +58,7 @@ from .unstack_reductions import unstack_reductions
 
 PASSES: tuple[Callable[[Model], Model], ...] = (
     flatten_main,
+    mend_expand,
     unstack_reductions,
     narrow_pooling,
     lift_weights,
@@ -81,7 +84,7 @@ def canonicalize(model: Model) -> Model:
     Raises
     ------
     ModelError
-        When `main` cannot be rewritten: control flow, side effects.
+        When `main` cannot be rewritten: local functions, side effects.
     """
     for change in PASSES:
         model = change(model)

@@ -14,6 +14,7 @@ from ..ops import OPERATORS, Operator, WeightSite
 from ..ops.base import Recognised
 from ..workload import Workload
 from .fuse_epilogue import Body, FusedEpilogue, grow_epilogue
+from .lift_branches import BRANCHES, calls_in, function_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class FusedSite:
 def collect_weights(model: Model) -> list[FusedSite]:
     """List the matmuls and convolutions of `main` that multiply by a weight parameter.
 
-    Sites that no kernel can take are listed too; their `refusal` says why.
+    Sites that no kernel can take are listed too; their `refusal` says why. Among them are those in
+    functions that `main` calls: its branches at run time.
     """
     body = Body(model)
     found: list[FusedSite] = []
@@ -47,6 +49,7 @@ def collect_weights(model: Model) -> list[FusedSite]:
     for index, (variable, expression) in enumerate(body.bindings):
         operator = _operator_of(expression)
         if operator is None:
+            found += _in_function(model, index, variable, expression, used_names)
             continue
         data, weight = expression.args[0], expression.args[1]
         left = _is_weight(data, model) and not _is_weight(weight, model)
@@ -77,6 +80,42 @@ def collect_weights(model: Model) -> list[FusedSite]:
             refusal=recognised.refusal,
         )
         found.append(FusedSite(site, data, fused))
+    return found
+
+
+def _in_function(
+    model: Model, index: int, variable: Any, call: Any, used_names: dict[str, int]
+) -> list[FusedSite]:
+    """List the layers of a function that `main` calls, all of them refused."""
+    function = function_of(model.mod, call)
+    if function is None:
+        return []
+    what = "a branch that is taken" if BRANCHES in (function.attrs or {}) else "a function called"
+    refusal = f"it stands in {what} at run time; kernels replace layers of 'main' itself only"
+    # What stands for an argument of `main` in there, transposed or not.
+    origins = dict(zip(function.params, call.args, strict=True))
+    found = []
+    for inner, expression in calls_in(function):
+        operator = _operator_of(expression)
+        if operator is None:
+            source = expression.args[0] if expression.args else None
+            if isinstance(source, relax.Var) and source in origins:
+                origins[inner] = origins[source]
+            continue
+        weights = [origins.get(operand) for operand in expression.args[1::-1]]
+        weight = next((origin for origin in weights if _is_weight(origin, model)), None)
+        if weight is None:
+            continue
+        value = model.params[weight.name]
+        site = WeightSite(
+            name=_unique(model.layer_names.get(weight.name, weight.name), used_names),
+            param=weight.name,
+            binding=f"{variable.name}/{inner.name}",
+            workload=Workload(operator.name, None, str(value.dtype)),
+            weight_shape=tuple(value.shape),
+            refusal=refusal,
+        )
+        found.append(FusedSite(site, expression.args[0], FusedEpilogue.nothing(index)))
     return found
 
 

@@ -14,9 +14,9 @@ from .rewrite_main import MainRewriter, is_float, map_operands
 def lift_weights(model: Model) -> Model:
     """Lift each float constant of one dimension or more; a constant used twice becomes one weight.
 
-    Scalars and integer or boolean constants stay inline: operators read them while compiling. A
-    lifted weight is named after the value that it first helps to compute. A parameter that is a
-    scalar or an integer array becomes inline.
+    Scalars, empty arrays and integer or boolean constants stay inline: operators read them while
+    compiling. A lifted weight is named after the value that it first helps to compute. A parameter
+    that is a scalar, empty or an integer array becomes inline.
     """
     lifted: dict[Any, Any] = {}
 
@@ -33,16 +33,17 @@ def lift_weights(model: Model) -> Model:
 
     rewriter = MainRewriter(model)
     for weight, array in rewriter.params.items():
-        if array.ndim == 0 or not is_float(array.dtype):
+        if array.ndim == 0 or not array.size or not is_float(array.dtype):
             rewriter.remap[weight] = relax.const(array, str(array.dtype))
     return rewriter.run(rule)
 
 
 def is_weight_constant(leaf: Any) -> bool:
-    """Say whether an operand is a floating-point constant of one dimension or more."""
+    """Say whether an operand is a floating-point constant with dimensions, none of them zero."""
     return (
         isinstance(leaf, tvm.ir.GenericConst)
         and isinstance(leaf.ty, relax.TensorType)
         and leaf.ty.ndim >= 1
         and is_float(leaf.ty.dtype)
+        and 0 not in leaf.value.shape
     )

@@ -19,6 +19,7 @@ from ..schedules.x86.pooling import Window, pool2d
 from ..schedules.x86.reduce import reduce_last
 from ..schedules.x86.softmax import softmax
 from ..schedules.x86.transpose import permute_dims
+from ..schedules.x86.upsample import upsample_nearest
 from ..targets import X86Machine
 from ..workload import Conv2dGeometry
 
@@ -37,14 +38,17 @@ class Site:
         Raises
         ------
         UnsupportedShapeError
-            When it is no tensor, holds no float32, or has no known rank.
+            When it is no tensor, holds no float32, has no known rank, or no elements.
         """
         kind = expr.ty
         if not isinstance(kind, relax.TensorType) or str(kind.dtype) != "float32":
             raise UnsupportedShapeError("only float32 tensors have kernels")
         if not isinstance(kind.shape, relax.ShapeExpr):
             raise UnsupportedShapeError("the shape is not known")
-        return [self._dim(value) for value in kind.shape.values]
+        shape = [self._dim(value) for value in kind.shape.values]
+        if 0 in shape:
+            raise UnsupportedShapeError("tensors without elements are left to TVM")
+        return shape
 
     def _dim(self, value: Any) -> Dim:
         if isinstance(value, tirx.IntImm):
@@ -181,6 +185,32 @@ def _permute(site: Site) -> Kernel:
     return Kernel(permute_dims, (tuple(shape), order, tuple(site.output), site.machine))
 
 
+# Where coordinates are rounded so that pixel `i` of the result is pixel `i // factor` of the image,
+# when it grows by a whole factor.
+_REPEATS = {
+    ("half_pixel", "round"),
+    ("half_pixel", "round_prefer_ceil"),
+    ("half_pixel", "round_prefer_floor"),
+    ("asymmetric", "floor"),
+    ("tf_half_pixel_for_nn", "floor"),
+}
+
+
+def _resize(site: Site) -> Kernel:
+    attrs, shape, output = site.call.attrs, site.shape(site.call.args[0]), site.output
+    rounding = (attrs.coordinate_transformation_mode, attrs.rounding_method)
+    if attrs.method != "nearest_neighbor" or rounding not in _REPEATS:
+        raise UnsupportedShapeError(f"resizing by {attrs.method}, {rounding}, has no kernel")
+    sizes = [dim for dim in (*shape[2:], *output[2:]) if isinstance(dim, int)]
+    if attrs.layout != "NCHW" or len(sizes) != 4:
+        raise UnsupportedShapeError("images of unknown size or another layout are left to TVM")
+    height, width, out_height, out_width = sizes
+    if out_height % height or out_width % width:
+        raise UnsupportedShapeError("only growing by a whole factor has a kernel")
+    factors = out_height // height, out_width // width
+    return Kernel(upsample_nearest, (*shape, factors, site.machine))
+
+
 def _matmul(site: Site) -> Kernel:
     left, right = site.inputs
     return Kernel(batch_matmul, (tuple(left), tuple(right), site.machine), (0, 1))
@@ -226,6 +256,7 @@ RULES: dict[str, Rule] = {
     "relax.max": _reduce("max"),
     "relax.min": _reduce("min"),
     "relax.permute_dims": _permute,
+    "relax.image.resize2d": _resize,
     "relax.matmul": _matmul,
     # Those with a weight that is worth more have been rewritten before.
     "relax.nn.conv2d": _conv2d,

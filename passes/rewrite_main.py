@@ -198,6 +198,10 @@ class MainRewriter:
         """Emit one expression and return its variable, with its type known."""
         return self._builder.emit(expr, name)
 
+    def match_cast(self, expr: Any, ty: Any) -> Any:
+        """Give a value a type, which is checked at run time; symbols in it get their values."""
+        return self._builder.match_cast(expr, ty)
+
     def lookup(self, var: Any) -> Any:
         """Return what a new variable is bound to; None for inputs and weights."""
         return self._builder.lookup_binding(var) if isinstance(var, relax.Var) else None
@@ -238,7 +242,7 @@ class MainRewriter:
     def _rewrite(self, binding: Any, rule: Rule) -> None:
         expr = self.substitute(binding.value)
         if isinstance(binding, relax.MatchCast):
-            self.remap[binding.var] = self._builder.match_cast(expr, binding.ty)
+            self.remap[binding.var] = self.match_cast(expr, binding.ty)
             return
         result = rule(self, binding.var, expr)
         if result is None:

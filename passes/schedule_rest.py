@@ -296,8 +296,8 @@ def _schedule_reduction(schedule: Schedule, block: Any, machine: X86Machine) -> 
 
 def _piece(extent: int | None, wish: int) -> int | None:
     """Give the largest divisor of a known extent that is at most `wish`; all of it if too small."""
-    if extent is None:
-        return None
+    if not extent:
+        return extent
     best = next(d for d in itertools.count(min(wish, extent), -1) if extent % d == 0)
     return best if best >= wish // 4 else extent
 

@@ -328,6 +328,10 @@ class _Staging:
     def tensor(self, array: np.ndarray) -> Any:
         import tvm_ffi
 
+        if not array.size:
+            # NumPy gives it strides that kernels refuse; nothing is read of the byte that it gets.
+            byte = tvm_ffi.from_dlpack(aligned_empty((1,), np.uint8))
+            return _seen_as(byte, array.shape, array.dtype.name)
         flags = array.flags
         # A read-only array is copied because DLPack cannot say "read-only" before NumPy 2.1.
         if not (flags.c_contiguous and flags.writeable and array.dtype.isnative):
@@ -362,8 +366,8 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> d
     Raises
     ------
     InputError
-        When a dtype, rank or shape does not fit, when two inputs disagree on a symbolic dimension,
-        or when a dimension is zero.
+        When a dtype, rank or shape does not fit, or when two inputs disagree on a symbolic
+        dimension.
     """
     sizes: dict[str, tuple[int, str]] = {}
     for spec, array in zip(specs, arrays, strict=True):
@@ -373,8 +377,6 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> d
                 f"input '{spec.name}' has {_count(array.ndim, 'dimension')}, {array.shape}; "
                 f"the model wants {_shape(spec)}"
             )
-        if 0 in array.shape:
-            raise InputError(f"input '{spec.name}' is empty: its shape is {array.shape}")
         for want, got in zip(spec.shape, array.shape, strict=True):
             _check_dimension(spec, array, want, got, sizes)
     return {name: size for name, (size, _) in sizes.items()}

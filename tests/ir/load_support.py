@@ -44,7 +44,7 @@ def run_model(model: Model, *inputs: np.ndarray) -> list[np.ndarray]:
     executable = tvm.compile(model.mod, tvm.target.Target({"kind": "llvm"}))
     machine = relax.VirtualMachine(executable, tvm.cpu())
     arrays = [*inputs, *model.params.values()]
-    result = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays])
+    result = machine["main"](*[tvm.runtime.tensor(np.asarray(a, order="C")) for a in arrays])
     return [result.numpy()] if hasattr(result, "numpy") else [item.numpy() for item in result]
 
 

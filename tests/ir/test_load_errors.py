@@ -127,15 +127,35 @@ def test_a_node_whose_conversion_fails_is_named():
     assert "Conv (node 'c')" in text
 
 
-def test_control_flow_at_run_time():
+def test_a_loop():
+    names = [("i", TensorProto.INT64), ("c", TensorProto.BOOL), ("a", TensorProto.FLOAT)]
+    values = [helper.make_tensor_value_info(name, kind, None) for name, kind in names]
+    results = [helper.make_tensor_value_info(name, kind, None) for name, kind in names[1:]]
+    results[1].name = "r"
+    body = helper.make_graph([node("Relu", ["a"], ["r"])], "b", values, results)
+    nodes = [node("Loop", ["", "", "x"], ["y"], name="l", body=body)]
+    assert "'l' (Loop) repeats a part of the graph" in sentence(
+        onnx_model(nodes, {}, {"x": (2, 4)})
+    )
+
+
+def test_what_a_branch_reads_exists():
     value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
-    branch = helper.make_graph([node("Relu", ["x"], ["r"])], "b", [], [value])
+    branch = helper.make_graph([node("Relu", ["nowhere"], ["r"])], "b", [], [value])
     nodes = [
         node("ReduceSum", ["x"], ["s"], keepdims=0),
         node("Cast", ["s"], ["c"], to=TensorProto.BOOL),
         node("If", ["c"], ["y"], then_branch=branch, else_branch=branch),
     ]
-    assert "branches at run time" in sentence(onnx_model(nodes, {}, {"x": (2, 4)}))
+    assert "reads 'nowhere', which nothing" in sentence(onnx_model(nodes, {}, {"x": (2, 4)}))
+
+
+def test_an_optional_sequence():
+    proto = onnx_model([node("Relu", ["x"], ["y"])], {}, {"x": (2, 4)})
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, None)
+    sequence = helper.make_optional_type_proto(helper.make_sequence_type_proto(tensor))
+    proto.graph.input[0].type.CopyFrom(sequence)
+    assert sentence(proto) == "the input 'x' is not a tensor"
 
 
 def test_a_value_that_nothing_computes():

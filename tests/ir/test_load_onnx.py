@@ -323,6 +323,144 @@ def test_a_branch_with_a_constant_condition_is_taken():
     assert ops_of(load(proto)) == ["negative", "abs"]
 
 
+@pytest.mark.parametrize(("columns", "operator"), [(1, "squeeze"), (4, "negative")])
+def test_a_condition_on_a_known_shape_is_settled(columns: int, operator: str):
+    value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    squeezed, negated = node("Squeeze", ["x", "axis"], ["r"]), node("Neg", ["x"], ["r"])
+    branches = {
+        "then_branch": helper.make_graph([squeezed], "b", [], [value]),
+        "else_branch": helper.make_graph([negated], "b", [], [value]),
+    }
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "axis"], ["d"]),
+        node("Equal", ["d", "axis"], ["c"]),
+        node("If", ["c"], ["y"], **branches),
+    ]
+    proto = onnx_model(nodes, {"axis": np.array([1])}, {"x": (3, "n")})
+    model = load(proto, shapes={"x": (3, columns)})
+    assert ops_of(model) in ([operator], ["reshape"])
+    assert model.notes == ()
+    x = random(3, columns)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
+def branching(keepdims: int, opset: int) -> onnx.ModelProto:
+    """Choose between two layers by the sign of the sum; each branch names its weight `w`."""
+
+    def branch(order: list[str], seed: int) -> onnx.GraphProto:
+        value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+        weight = numpy_helper.from_array(random(4, 4, seed=seed), "w")
+        nodes = [
+            node("MatMul", ["x", "w"], ["m"], name=f"mm{seed}"),
+            *(
+                node(op, ["m" if op == order[0] else "i"], [name], name=f"{op}{seed}")
+                for op, name in zip(order, ("i", "r"), strict=True)
+            ),
+        ]
+        return helper.make_graph(nodes, "b", [], [value], [weight])
+
+    nodes = [
+        node("ReduceMax", ["x"], ["s"], keepdims=keepdims),
+        node("Greater", ["s", "limit"], ["c"]),
+        node(
+            "If",
+            ["c"],
+            ["z"],
+            name="choice",
+            then_branch=branch(["Relu", "Neg"], 1),
+            else_branch=branch(["Abs", "Exp"], 2),
+        ),
+        node("MatMul", ["z", "v"], ["y"], name="last"),
+    ]
+    weights = {"limit": np.float32(0), "v": random(4, 3)}
+    return onnx_model(nodes, weights, {"x": ("n", 4)}, opset=opset)
+
+
+@pytest.mark.parametrize(("keepdims", "opset"), [(0, 17), (1, 17), (0, 11)])
+def test_a_branch_at_run_time_is_a_choice_between_computed_results(keepdims: int, opset: int):
+    proto = branching(keepdims, opset)
+    model = load(proto)
+    assert check_canonical(model) == []
+    assert sorted(model.layer_names.values()) == ["last", "mm1", "mm2"]
+    assert model.notes == (
+        "'choice' branches at run time: both branches are computed, and one result is taken",
+    )
+    for x in (random(3, 4), -np.abs(random(5, 4))):
+        for got, wanted in zip(run_model(model, x), run_onnx(proto, x=x), strict=True):
+            assert_close(got, wanted)
+
+
+def test_branches_of_branches():
+    def graph(nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+        value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+        return helper.make_graph(nodes, "b", [], [value])
+
+    def choice(condition: str, result: str, then: list, other: list) -> onnx.NodeProto:
+        branches = {"then_branch": graph(then), "else_branch": graph(other)}
+        return node("If", [condition], [result], **branches)
+
+    inner = choice("d", "r", [node("Exp", ["x"], ["r"])], [node("Neg", ["x"], ["r"])])
+    nodes = [
+        node("ReduceMax", ["x"], ["s"], keepdims=0),
+        node("Greater", ["s", "zero"], ["c"]),
+        node("Greater", ["s", "one"], ["d"]),
+        choice("c", "y", [inner], [node("Identity", ["x"], ["r"])]),
+    ]
+    weights = {"zero": np.float32(0), "one": np.float32(1)}
+    proto = onnx_model(nodes, weights, {"x": (4,)})
+    model = load(proto)
+    for shift in (-9, 0.5, 9):
+        x = np.clip(random(4), -0.4, 0.4) + np.float32(shift)
+        assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
+def test_an_optional_input_is_one_that_is_given():
+    value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    given = [node("OptionalGetElement", ["b"], ["o"]), node("Add", ["x", "o"], ["r"])]
+    branches = {
+        "then_branch": helper.make_graph(given, "given", [], [value]),
+        "else_branch": helper.make_graph([node("Neg", ["x"], ["r"])], "missing", [], [value]),
+    }
+    nodes = [node("OptionalHasElement", ["b"], ["c"]), node("If", ["c"], ["y"], **branches)]
+    proto = onnx_model(nodes, {}, {"x": (2, 4), "b": (2, 4)}, opset=18)
+    tensor = helper.make_tensor_type_proto(TensorProto.FLOAT, (2, 4))
+    proto.graph.input[1].type.CopyFrom(helper.make_optional_type_proto(tensor))
+    model = load(proto)
+    assert [spec.shape for spec in model.inputs] == [(2, 4), (2, 4)]
+    assert ops_of(model) == ["add"]
+
+
+@pytest.mark.parametrize(
+    ("data", "asked"), [((3, 1), (3, 4)), ((3, 1), (1, 4)), ((3, 1), (2, 1, 6)), (("n", 4), (1, 1))]
+)
+def test_expanding_to_a_shape_that_comes_in_as_data(data: tuple, asked: tuple[int, ...]):
+    proto = onnx_model([node("Expand", ["x", "shape"], ["y"])], {}, {"x": data, "shape": ()})
+    shape = helper.make_tensor_type_proto(TensorProto.INT64, (len(asked),))
+    proto.graph.input[1].type.CopyFrom(shape)
+    x, sizes = random(3, data[1]), np.array(asked)
+    got = run_model(load(proto), x, sizes)[0]
+    np.testing.assert_array_equal(got, run_onnx(proto, x=x, shape=sizes)[0])
+
+
+def test_a_constant_of_a_shape_that_comes_in_as_data():
+    proto = onnx_model([node("ConstantOfShape", ["shape"], ["y"])], {}, {"shape": (3,)})
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.INT64
+    shape = np.array([2, 1, 4])
+    got = run_model(load(proto), shape)[0]
+    np.testing.assert_array_equal(got, np.zeros(shape, np.float32))
+
+
+def test_an_empty_constant_is_no_weight():
+    empty = np.zeros((3, 0), np.float32)
+    model = load(
+        onnx_model([node("Concat", ["x", "w"], ["y"], axis=1)], {"w": empty}, {"x": (3, 8)})
+    )
+    assert not model.params
+    x = random(3, 8)
+    np.testing.assert_array_equal(run_model(model, x)[0], x)
+
+
 def test_quantised_weights_stay_integers():
     nodes = [
         node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1),

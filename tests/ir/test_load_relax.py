@@ -13,6 +13,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 from tvm_sparse.passes.canonicalize import check_canonical
+from tvm_sparse.passes.collect_weights import collect_weights
 
 from tvm_sparse.errors import ModelError
 from tvm_sparse.frontends.loading import load
@@ -143,6 +144,67 @@ def test_a_weight_without_a_value():
 def test_a_module_without_main():
     with pytest.raises(ModelError, match="no Relax function called 'main'"):
         load(tvm.IRModule({"other": Free["main"]}))
+
+
+@I.ir_module
+class Branching:
+    @R.function
+    def main(
+        x: R.Tensor(("n", 8), "float32"),
+        c: R.Tensor((), "bool"),
+        w: R.Tensor((8, 8), "float32"),
+        v: R.Tensor((8, 8), "float32"),
+    ) -> R.Tensor(("n", 8), "float32"):
+        a = R.nn.relu(R.matmul(x, w))
+        if c:
+            t = R.permute_dims(v)
+            y = R.matmul(a, t)
+        else:
+            y = R.multiply(a, R.const([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], "float32"))
+        z = R.matmul(y, w)
+        return z
+
+
+def test_branches_at_run_time_are_kept_in_a_function():
+    w, v, x = random(8, 8), random(8, 8, seed=1), random(3, 8)
+    model = load(Branching, params={"w": w, "v": v})
+    assert check_canonical(model) == []
+    assert model.notes == ("'y' branches at run time, and what stands in the branches stays dense",)
+    a = np.maximum(x @ w, 0)
+    for condition, y in ((True, a @ v.T), (False, a * np.arange(1, 9, dtype=np.float32))):
+        assert_close(run_model(model, x, np.array(condition))[0], y @ w)
+
+
+def test_layers_in_branches_are_listed_as_refused():
+    model = load(Branching, params={"w": random(8, 8), "v": random(8, 8, seed=1)})
+    refusals = {fused.site.name: fused.site.refusal for fused in collect_weights(model)}
+    assert refusals == {
+        "w": "",
+        "v": "it stands in a branch that is taken at run time; kernels replace layers of 'main' "
+        "itself only",
+        "w#2": "",
+    }
+
+
+def test_a_branch_that_reads_a_size():
+    @I.ir_module
+    class Sized:
+        @R.function
+        def main(x: R.Tensor(("n", 4), "float32"), c: R.Tensor((), "bool")) -> R.Tensor(
+            ("n",), "float32"
+        ):
+            n = T.int64()
+            if c:
+                y = R.zeros(R.shape([n]), "float32")
+            else:
+                y = R.ones(R.shape([n]), "float32")
+            z = R.add(y, R.sum(x, axis=[1]))
+            return z
+
+    model = load(Sized)
+    for condition in (True, False):
+        got = run_model(model, np.zeros((3, 4), np.float32), np.array(condition))[0]
+        np.testing.assert_array_equal(got, np.full(3, 0.0 if condition else 1.0, np.float32))
 
 
 def test_side_effects_are_refused():

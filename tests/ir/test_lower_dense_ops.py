@@ -60,6 +60,10 @@ TAKEN = {
     "relax.max": (lambda e, x: e(relax.op.max(x, [-1], keepdims=True)), [IMAGE]),
     "relax.min": (lambda e, x: e(relax.op.min(x, -1)), [IMAGE]),
     "relax.permute_dims": (lambda e, x: e(relax.op.permute_dims(x, [0, 2, 3, 1])), [IMAGE]),
+    "relax.image.resize2d": (
+        lambda e, x: e(relax.op.image.resize2d(x, (16, 24), method="nearest_neighbor")),
+        [IMAGE],
+    ),
     "relax.nn.conv2d": (
         lambda e, x, w: e(relax.op.nn.conv2d(x, w, padding=(1, 1), groups=3)),
         [IMAGE, (6, 1, 3, 3)],

@@ -68,7 +68,7 @@ def test_every_memory_layout_gives_the_right_numbers(module: CompiledModule, lay
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(0, 100))
+@given(st.integers(0, 40), st.integers(0, 100))
 def test_the_symbolic_batch_may_be_anything(batch: int, seed: int) -> None:
     x, z = pair_inputs(batch, seed)
     assert_pair(pair_module()(x, z), x, z)
@@ -108,7 +108,7 @@ def test_a_wrong_count_of_inputs_names_the_inputs(module: CompiledModule) -> Non
         ((3, 9), (3, 5), r"'x' has shape \(3, 9\), and the model wants \(batch, 8\)"),
         ((3, 8, 1), (3, 5), r"'x' has 3 dimensions, \(3, 8, 1\); the model wants \(batch, 8\)"),
         ((8,), (3, 5), "'x' has 1 dimension, "),
-        ((0, 8), (0, 5), r"'x' is empty: its shape is \(0, 8\)"),
+        ((0, 8), (3, 5), "'batch' is 0 in input 'x' and 3 here"),
     ],
 )
 def test_a_wrong_shape_says_which_dimension(

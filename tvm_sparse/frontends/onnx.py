@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from ..errors import ModelError
 from ..model import Model, TensorSpec
+from ..passes.empty_branches import empty_branches
 from ..passes.rewrite_main import main_of, with_main
 from .onnx_file import OnnxModel, read_onnx
 from .onnx_graph import (
@@ -25,6 +26,7 @@ from .onnx_graph import (
     node_label,
     opset_of,
     rename_values,
+    settle_branches,
     simplify_graph,
     tensor_input,
 )
@@ -43,8 +45,9 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
         When it cannot be read, holds an operator that the importer lacks, or `shapes` does not fit.
     """
     model = read_onnx(source)
-    layers = name_layers(model)
     inputs = _fix_inputs(model, shapes)
+    branches = settle_branches(model)
+    layers = name_layers(model)
     outputs = [value.name for value in model.graph.output]
     simplify_graph(model)
     symbols = _plain_dimensions(model)
@@ -58,6 +61,10 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
         inputs=inputs,
         outputs=(),
         source=model.title,
+        notes=tuple(
+            f"'{name}' branches at run time: both branches are computed, and one result is taken"
+            for name in branches
+        ),
     )
     return finish(loaded, output_names=outputs, symbols=symbols)
 
@@ -168,6 +175,8 @@ def _import(model: OnnxModel) -> Any:
             mod = from_onnx(model.proto, opset=opset_of(model.proto), sanitize_input_names=False)
     except Exception as error:
         raise ModelError(_explain(model, printed.getvalue(), error)) from error
+    # The importer leaves the last operator of each branch where it was.
+    mod = empty_branches(mod)
     return with_main(mod, main_of(mod).with_attr("num_input", model.input_count))
 
 

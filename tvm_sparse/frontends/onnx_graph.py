@@ -14,6 +14,7 @@ from onnx import helper
 
 from ..errors import ModelError
 from .onnx_file import OnnxModel, densify, read_tensor
+from .onnx_values import known_value
 
 # The newest opset that needs no conversion; older models are brought up to it if onnx can do so.
 _OPSET = 13
@@ -98,6 +99,23 @@ def name_layers(model: OnnxModel) -> dict[str, str]:
     return {name: ", ".join(dict.fromkeys(labels(name))) or name for name in names}
 
 
+def settle_branches(model: OnnxModel) -> list[str]:
+    """Take the branches whose conditions are known, and put the nodes of all others into the graph.
+
+    An If that is left only chooses between results: TVM's importer would compute its branches in
+    any case, up to the last operator of each.
+
+    Returns
+    -------
+    list of str
+        The labels of the nodes that branch at run time.
+    """
+    _collect_constants(model)
+    _settle_optionals(model)
+    _resolve_branches(model)
+    return [node_label(node) for node in model.graph.node if node.op_type == "If"]
+
+
 def simplify_graph(model: OnnxModel) -> None:
     """Rewrite `model` in place.
 
@@ -112,8 +130,7 @@ def simplify_graph(model: OnnxModel) -> None:
     _refuse_new_opset(model)
     if model.proto.functions:
         _inline(model)
-    _collect_constants(model)
-    _resolve_branches(model)
+    settle_branches(model)
     _drop_identities(model)
     _upgrade_opset(model)
     _collect_constants(model)
@@ -205,10 +222,10 @@ def _expand_missing(model: OnnxModel) -> None:
         )
         _take_over(model, expanded)
     for node in _missing_operators(model):
-        if node.op_type in ("If", "Loop", "Scan") and not node.domain:
+        if node.op_type in ("Loop", "Scan") and not node.domain:
             raise ModelError(
-                f"the node '{node_label(node)}' ({node.op_type}) branches at run time; only a "
-                "branch with a constant condition is supported"
+                f"the node '{node_label(node)}' ({node.op_type}) repeats a part of the graph as "
+                "often as is known at run time, which is not supported"
             )
         domain = f" of the domain '{node.domain}'" if node.domain else ""
         raise ModelError(
@@ -229,7 +246,7 @@ def _write_defaults(node: onnx.NodeProto, opset: int) -> None:
 def _missing_operators(model: OnnxModel) -> list[onnx.NodeProto]:
     from tvm.relax.frontend.onnx.onnx_frontend import _get_convert_map
 
-    known = set(_get_convert_map()) | {"Constant"}
+    known = set(_get_convert_map()) | {"Constant", "If"}
     missing = []
     for node in all_nodes(model.graph):
         standard = node.domain in ("", "ai.onnx") and node.op_type in known
@@ -279,31 +296,85 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> N
     graph.node.extend(copies)
 
 
-def _resolve_branches(model: OnnxModel) -> None:
-    """Replace an If with a constant condition by the branch that it takes."""
-    nodes: list[onnx.NodeProto] = []
-    changed = False
+def _settle_optionals(model: OnnxModel) -> None:
+    """Resolve optional values: all are known, since optional inputs are given (`tensor_input`)."""
+    empty = {""}
+    kept = []
     for node in model.graph.node:
-        condition = model.constants.get(node.input[0]) if node.op_type == "If" else None
-        if condition is None:
-            nodes.append(node)
+        given = next(iter(node.input), "")
+        if node.op_type == "OptionalHasElement":
+            model.constants[node.output[0]] = np.array(given not in empty)
             continue
-        changed = True
-        wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
-        branch = next(attr.g for attr in node.attribute if attr.name == wanted)
-        nodes.extend(_unpack_branch(model, node, branch))
-    if changed:
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+        if node.op_type == "Optional" and given in empty:
+            empty.add(node.output[0])
+        elif node.op_type in ("Optional", "OptionalGetElement") and given not in empty:
+            node.op_type = "Identity"
+            del node.attribute[:]
+        kept.append(node)
+    _replace_nodes(model.graph, kept)
+
+
+def _resolve_branches(model: OnnxModel) -> None:
+    """Replace an If with a known condition by the branch that it takes, others by a choice."""
+    # One at a time: the condition of the next one may depend on what this one becomes.
+    while (node := next(filter(_is_unsettled, model.graph.node), None)) is not None:
+        condition = model.constants.get(node.input[0])
+        if condition is None:
+            condition = known_value(_with_weight_inputs(model), node.input[0])
+        if condition is None:
+            parts = _choose(model, node)
+        else:
+            wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
+            results, inner = _unpack_branch(model, node, wanted)
+            parts = [*inner, *_identities(results, node.output)]
+        nodes = [new for old in model.graph.node for new in (parts if old is node else [old])]
+        copies = [onnx.NodeProto.FromString(item.SerializeToString()) for item in nodes]
         del model.graph.node[:]
         model.graph.node.extend(copies)
         _collect_constants(model)
-        _resolve_branches(model)
+        _settle_optionals(model)
+
+
+def _is_unsettled(node: onnx.NodeProto) -> bool:
+    return node.op_type == "If" and node.input[0] != _condition_of(node)
+
+
+def _condition_of(node: onnx.NodeProto) -> str:
+    """Name the condition of an If that only chooses."""
+    return f"{node.output[0]}/condition"
+
+
+def _choose(model: OnnxModel, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Compute both branches in the graph itself, and let the If choose."""
+    nodes: list[onnx.NodeProto] = []
+    branches = {}
+    for attr in node.attribute:
+        results, inner = _unpack_branch(model, node, attr.name)
+        nodes.extend(inner)
+        names = [f"{name}/{attr.name}" for name in node.output]
+        values = [helper.make_empty_tensor_value_info(name) for name in names]
+        branches[attr.name] = helper.make_graph(
+            _identities(results, names), f"{node_label(node)}/{attr.name}", [], values
+        )
+    # The condition may be a tensor of one element.
+    shape = f"{node.output[0]}/shape"
+    model.constants[shape] = np.array([], np.int64)
+    condition = helper.make_node("Reshape", [node.input[0], shape], [_condition_of(node)])
+    choice = helper.make_node("If", condition.output, node.output, name=node.name, **branches)
+    return [*nodes, condition, choice]
+
+
+def _identities(sources: Iterable[str], names: Iterable[str]) -> list[onnx.NodeProto]:
+    pairs = zip(sources, names, strict=True)
+    return [helper.make_node("Identity", [source], [name]) for source, name in pairs]
 
 
 def _unpack_branch(
-    model: OnnxModel, node: onnx.NodeProto, branch: onnx.GraphProto
-) -> list[onnx.NodeProto]:
-    prefix = f"{node_label(node)}/"
+    model: OnnxModel, node: onnx.NodeProto, which: str
+) -> tuple[list[str], list[onnx.NodeProto]]:
+    """Give the results and the nodes of a branch names of their own, and keep its constants."""
+    branch = next(attr.g for attr in node.attribute if attr.name == which)
+    prefix = f"{node.output[0]}/{which}/"
     inner = {name for item in branch.node for name in item.output if name}
     inner |= {tensor.name for tensor in branch.initializer}
     renames = {name: prefix + name for name in inner}
@@ -311,11 +382,7 @@ def _unpack_branch(
         model.constants[renames[tensor.name]] = read_tensor(tensor, model.base)
     for item in branch.node:
         _rename_in_node(item, renames)
-    results = [
-        helper.make_node("Identity", [renames.get(value.name, value.name)], [name])
-        for value, name in zip(branch.output, node.output, strict=True)
-    ]
-    return [*branch.node, *results]
+    return [renames.get(value.name, value.name) for value in branch.output], list(branch.node)
 
 
 def rename_values(graph: onnx.GraphProto, renames: Mapping[str, str]) -> None:
@@ -367,7 +434,8 @@ def _trains(model: OnnxModel, node: onnx.NodeProto) -> bool:
 def _refuse_undefined(model: OnnxModel) -> None:
     defined = {"", *model.constants, *(value.name for value in model.graph.input)}
     for node in model.graph.node:
-        for name in node.input:
+        inner = [name for graph in subgraphs(node) for item in graph.node for name in item.input]
+        for name in [*node.input, *inner]:
             if name not in defined:
                 raise ModelError(
                     f"the node '{node_label(node)}' reads '{name}', which nothing computes first"
@@ -494,13 +562,6 @@ def compile_time_constants(model: OnnxModel) -> set[str]:
         for index, name in enumerate(node.input)
         if index in _COMPILE_TIME.get(node.op_type, ())
     ]
-    wanted.extend(
-        name
-        for node in all_nodes(model.graph)
-        for g in subgraphs(node)
-        for n in all_nodes(g)
-        for name in n.input
-    )
     seen: set[str] = set()
     while wanted:
         name = wanted.pop()
@@ -514,7 +575,9 @@ def compile_time_constants(model: OnnxModel) -> set[str]:
     return {
         name
         for name, value in model.constants.items()
-        if not is_weight(value) or (name in seen and value.size <= _COMPILE_TIME_SIZE)
+        # The importer takes an input's size of 0 for one that is not known.
+        if not (is_weight(value) and value.size)
+        or (name in seen and value.size <= _COMPILE_TIME_SIZE)
     }
 
 
@@ -535,13 +598,17 @@ def identifier(name: str, taken: set[str]) -> str:
 
 
 def tensor_input(value: onnx.ValueInfoProto) -> Any:
-    """Return the tensor type of a graph input.
+    """Return the tensor type of a graph input; an optional tensor becomes a tensor.
 
     Raises
     ------
     ModelError
-        When it is a sequence, a map or of unknown rank.
+        When it is a sequence or a map.
     """
+    optional = value.type.optional_type.elem_type
+    if value.type.HasField("optional_type") and optional.HasField("tensor_type"):
+        # A call gives every input, so that an optional one is there.
+        value.type.CopyFrom(onnx.TypeProto.FromString(optional.SerializeToString()))
     if not value.type.HasField("tensor_type"):
         raise ModelError(f"the input '{value.name}' is not a tensor")
     return value.type.tensor_type
