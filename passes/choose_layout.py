@@ -27,7 +27,7 @@ from .collect_weights import FusedSite
 from .fuse_elementwise import elementwise_chains
 from .fuse_epilogue import Body, FusedEpilogue
 from .match_attention import Attention, match_attention
-from .rewrite_main import call_of, dtype_of, static_shape
+from .rewrite_main import call_of, dtype_of, first_of_slice, static_shape
 
 # Panels are as wide as the usual register tile.
 _VECTORS = 4
@@ -225,26 +225,12 @@ def _simple_op(body: Body, index: int, machine: X86Machine) -> PanelOp | None:
         return PanelOp("norm", alone, index, (call.args[0],), gain)
     if call_of(call, "reshape") and _keeps_features(variable, call):
         return PanelOp("view", alone, index, (call.args[0],), 0.0)
-    first = _first_of_slice(shape, call)
+    first = first_of_slice(variable, call)
     if first is not None:
         return PanelOp("slice", alone, index, (call.args[0],), 0.0, first)
     if call_of(call, "concat") and int(call.attrs.axis or 0) % len(shape) == len(shape) - 1:
         return PanelOp("concat", alone, index, tuple(call.args[0].fields), 0.0)
     return None
-
-
-def _first_of_slice(shape: Sequence[int], call: Any) -> int | None:
-    """Tell where a slice of neighbouring features begins; None for anything else."""
-    if not call_of(call, "strided_slice"):
-        return None
-    whole, axes = static_shape(call.args[0]), [int(axis.value) for axis in call.args[1].fields]
-    if whole is None or [axis % len(shape) for axis in axes] != [len(shape) - 1]:
-        return None
-    steps = [int(step.value) for step in call.args[4].fields] if len(call.args) > 4 else [1]
-    first = int(call.args[2].fields[0].value)
-    first = first + whole[-1] if first < 0 else first
-    inside = 0 <= first and first + shape[-1] <= whole[-1]
-    return first if steps == [1] and inside else None
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from ..schedules.x86.panels_concat import concat_panels
 from ..schedules.x86.panels_convert import pack_panels, unpack_panels
 from ..schedules.x86.panels_elementwise import elementwise_panels
 from ..schedules.x86.panels_norm import layer_norm_panels
+from ..schedules.x86.panels_rotary import rotary_panels
 from ..targets import X86Machine
 from ..workload import Epilogue
 from .choose_layout import Layout, PanelOp, norm_of
 from .collect_weights import FusedSite
 from .fuse_epilogue import FusedEpilogue
-from .match_attention import Attention
+from .match_attention import Angles, Attention
 from .rewrite_main import constant_of, operands_of, static_shape
 
 
@@ -410,8 +411,10 @@ class _Emitter:
     def _attention(self, op: PanelOp, result: Any) -> None:
         a: Attention = op.what
         panels = self.layout.panels[op.result]
-        values = [self._in_panels(variable, panels) for variable in op.inputs]
-        tensors, sources = _sources(values)
+        query, key, value = (self._in_panels(variable, panels) for variable in op.inputs)
+        query = self._rotated(query, a.query_angles, a.geometry.heads)
+        key = self._rotated(key, a.key_angles, a.geometry.kv_heads)
+        tensors, sources = _sources([query, key, value])
         kind, mask = self._mask(a)
         lead = (static_shape(mask) if mask is not None else None) or (1, 1)
         batch = a.geometry.batch // self.layout.parts
@@ -423,6 +426,29 @@ class _Emitter:
         arguments = [*tensors, *([] if mask is None else [mask])]
         tensor = self._call(symbol, arguments, [panels.size(features)], f"{result.name}_panels")
         self._gives(result.name, _InPanels(tensor, panels, features, features))
+
+    def _rotated(self, value: _InPanels, angles: Angles | None, heads: int) -> _InPanels:
+        """Turn the features of each head by the angles of the tokens, if there are any."""
+        if angles is None:
+            return value
+        panels, features = value.panels, value.features
+        tables = [
+            self._angles(name, panels, features // heads) for name in (angles.cos, angles.sin)
+        ]
+        [tensor], [source] = _sources([value])
+        symbol = self._shared(rotary_panels, panels, heads, features // heads, source, self.machine)
+        size = [panels.size(features)]
+        turned = self._call(symbol, [tensor, *tables], size, "rotary_panels")
+        return _InPanels(turned, panels, features, features)
+
+    def _angles(self, name: str, panels: Panels, depth: int) -> Any:
+        """Repeat a table of angles for every sequence, in panels."""
+        key = (name, "angles")
+        if key not in self.constants:
+            table = self.model.params[name].reshape(-1, depth)
+            rows = np.tile(table, (panels.tokens // len(table), 1))
+            self.constants[key] = [relax.const(panels.pack(rows))]
+        return self.constants[key][0]
 
     def _mask(self, attention: Attention) -> tuple[MaskKind, Any]:
         """Tell what kind of mask there is, and bring it to [batch, heads, keys, queries]."""

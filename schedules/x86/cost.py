@@ -36,8 +36,8 @@ _LAYOUTS: tuple[Literal["rows", "panels"], ...] = ("rows", "panels")
 _NORM_CYCLES = 1.5
 
 # Cycles of a vector moved between L2 and registers, and of a polynomial.
-_MOVED_CYCLES = 1.5
-_LONG_CYCLES = 12.0
+_MOVED_CYCLES = 1.0
+_LONG_CYCLES = 6.0
 
 # Transpositions of attention in rows, of queries, keys, values and the result: passes over memory.
 _TURNS = 5.0

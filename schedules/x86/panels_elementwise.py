@@ -60,17 +60,20 @@ def elementwise_panels(
                 at = first * (source.features + 1) + ((source.first + row) * nt + j) * v.lanes
                 return v.load(inputs[source.argument].flat, at)
 
+            def store(row: Any, j: int) -> None:
+                value = emit_epilogue(
+                    chain,
+                    source_at(sources[0], row, j),
+                    lambda i: v.keep(v.splat(vectors[i].flat[row])),
+                    lambda i: v.keep(source_at(sources[i], row, j)),
+                    v.lanes,
+                )
+                v.store(y.flat, value, base + (row * nt + j) * v.lanes)
+
             base = first * (features + 1)
             with B.serial(0, features) as row:
                 for j in range(nt):
-                    value = emit_epilogue(
-                        chain,
-                        source_at(sources[0], row, j),
-                        lambda i: v.keep(v.splat(vectors[i].flat[row])),
-                        lambda i, j=j: v.keep(source_at(sources[i], row, j)),
-                        v.lanes,
-                    )
-                    v.store(y.flat, value, base + (row * nt + j) * v.lanes)
+                    store(row, j)
             write_zeros(v, y.flat, base + features * nt * v.lanes, nt)
 
         work = elementwise_us(chain, panels.columns * features, machine)

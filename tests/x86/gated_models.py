@@ -35,10 +35,33 @@ class GatedLayer(Layer):
         split = self.constant([self.batch, self.tokens, heads, self.depth], np.int64)
         return self.op("Transpose", self.op("Reshape", x, split), perm=list(perm))
 
-    def attend(self, query, key, value):
+    def rotary(self, x, turned=True):
+        """Turn [batch, heads, tokens, depth], or tokens before heads, by the angles of the tokens."""
+        half = self.depth // 2
+        speeds = np.tile(100.0 ** -(np.arange(half) / half), 2)
+        angles = np.arange(self.tokens)[:, None] * speeds
+        angles = angles[None, None] if turned else angles[None, :, None]
+        low, high = self.split(x, [half, half])
+        swapped = self.op("Concat", self.op("Neg", high), low, axis=-1)
+        straight = self.op("Mul", x, self.constant(np.cos(angles)))
+        return self.op("Add", straight, self.op("Mul", swapped, self.constant(np.sin(angles))))
+
+    def attend(self, query, key, value, rotary="none"):
         b, t, h, kv, d = self.batch, self.tokens, self.heads, self.kv_heads, self.depth
-        query = self.turned(query, h, (0, 2, 1, 3))
-        key = self.repeated(self.turned(key, kv, (0, 2, 3, 1)), (b, kv, d, t))
+        if rotary == "before turning":
+            split = [self.constant([b, t, count, d], np.int64) for count in (h, kv)]
+            query = self.rotary(self.op("Reshape", query, split[0]), turned=False)
+            key = self.rotary(self.op("Reshape", key, split[1]), turned=False)
+            query = self.op("Transpose", query, perm=[0, 2, 1, 3])
+            key = self.op("Transpose", key, perm=[0, 2, 3, 1])
+        elif rotary == "behind turning":
+            query = self.rotary(self.turned(query, h, (0, 2, 1, 3)))
+            key = self.rotary(self.turned(key, kv, (0, 2, 1, 3)))
+            key = self.op("Transpose", key, perm=[0, 1, 3, 2])
+        else:
+            query = self.turned(query, h, (0, 2, 1, 3))
+            key = self.turned(key, kv, (0, 2, 3, 1))
+        key = self.repeated(key, (b, kv, d, t))
         value = self.repeated(self.turned(value, kv, (0, 2, 1, 3)), (b, kv, t, d))
         scores = self.op("Mul", self.op("MatMul", query, key), self.constant(float(d) ** -0.5))
         scores = self.op("Add", scores, self.constant(np.where(np.tri(t, dtype=bool), 0, -1e9)))
@@ -54,7 +77,7 @@ class GatedLayer(Layer):
         return self.op("Mul", self.op("Mul", a, one), self.constant(0.5))
 
 
-def gated_encoder(layers=2, ffn=96, gate="silu", fused=False, **sizes):
+def gated_encoder(layers=2, ffn=96, gate="silu", fused=False, rotary="none", **sizes):
     """Build an encoder; `fused` has one product for the gate and what it opens, and one for QKV."""
     g = GatedLayer(**sizes)
     x, hidden, kv = "x", g.heads * g.depth, g.kv_heads * g.depth
@@ -65,7 +88,7 @@ def gated_encoder(layers=2, ffn=96, gate="silu", fused=False, **sizes):
         return [g.product(x, hidden, width) for width in widths]
 
     for _ in range(layers):
-        context = g.attend(*products(g.rms_norm(x, hidden), [hidden, kv, kv]))
+        context = g.attend(*products(g.rms_norm(x, hidden), [hidden, kv, kv]), rotary)
         x = g.op("Add", x, g.product(context, hidden, hidden))
         a, b = products(g.rms_norm(x, hidden), [ffn, ffn])
         x = g.op("Add", x, g.product(g.op("Mul", g.gate(a, gate), b), ffn, hidden))

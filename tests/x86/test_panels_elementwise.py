@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from attention_models import Layer
-from dense_support import machine, run
+from dense_support import EPS, machine, run
 from gated_models import GatedLayer, gated_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +13,7 @@ from tvm_sparse.passes import choose_layout as choose_layout_module
 from tvm_sparse.schedules.epilogue import EMITTERS
 from tvm_sparse.schedules.x86.panels_concat import concat_panels
 from tvm_sparse.schedules.x86.panels_elementwise import elementwise_panels
+from tvm_sparse.schedules.x86.panels_rotary import rotary_panels
 
 import tvm_sparse as ts
 from tvm_sparse.epilogue_reference import evaluate64
@@ -146,6 +147,52 @@ def test_a_gated_encoder_in_parts_agrees(monkeypatch):
     monkeypatch.setattr(choose_layout_module, "_parts", lambda *_: 2)
     symbols = agrees(gated_encoder(batch=4, tokens=16, fused=True, **SIZES))
     assert "elementwise_panels" in symbols
+
+
+ROTARY = ["before turning", "behind turning"]
+
+
+@pytest.mark.parametrize("rotary", ROTARY)
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 50), (3, 32)])
+def test_rotary_embeddings_stay_in_panels(rotary, fused, batch, tokens):
+    proto = gated_encoder(batch=batch, tokens=tokens, fused=fused, rotary=rotary, **SIZES)
+    kernels = kernels_of(proto)
+    assert kernels.count("pack_panels") == kernels.count("unpack_panels") == 1
+    assert kernels.count("rotary_panels") == 2 * kernels.count("attention_panels") == 4
+    assert set(agrees(proto)) >= {"rotary_panels", "attention_panels"}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_rotary_embeddings_of_a_batch_in_parts_agree(monkeypatch, parts):
+    monkeypatch.setattr(choose_layout_module, "_parts", lambda *_: parts)
+    proto = gated_encoder(batch=4, tokens=16, rotary="behind turning", **SIZES)
+    assert "rotary_panels" in agrees(proto)
+
+
+@pytest.mark.parametrize("lanes", LANES)
+@settings(max_examples=8)
+@given(
+    tokens=st.integers(1, 100),
+    heads=st.integers(1, 3),
+    half=st.integers(1, 6),
+    nt=st.integers(1, 4),
+    before=st.integers(0, 3),
+)
+def test_rotary_embeddings_agree_with_float64(lanes, tokens, heads, half, nt, before):
+    panels, depth = Panels(tokens, nt, lanes), 2 * half
+    x = draw_rows((tokens, before + heads * depth))
+    cos, sin = draw_rows((tokens, depth), 1), draw_rows((tokens, depth), 2)
+    source = Source(0, x.shape[1], before)
+    func = rotary_panels(panels, heads, depth, source, machine(lanes))
+    inputs = [panels.pack(rows) for rows in (x, cos, sin)]
+    flat = run(func, lanes, inputs, (panels.size(heads * depth),))
+    wide = x[:, before:].astype("float64").reshape(tokens, heads, 2, half)
+    turned = np.stack([-wide[:, :, 1], wide[:, :, 0]], 2)
+    tables = [t.astype("float64").reshape(tokens, 1, 2, half) for t in (cos, sin)]
+    want = (wide * tables[0] + turned * tables[1]).reshape(tokens, -1)
+    assert np.abs(panels.unpack(flat, heads * depth) - want).max() <= 4 * 8 * EPS
+    assert_zeros_behind(panels, flat, heads * depth)
 
 
 def finished(g, value):
