@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 
 from ..model import Model
 from .recognize_layer_norm import mean_axes, squared_operands
@@ -38,7 +38,7 @@ def _rule(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
             return scaled
     root = _divided(rewriter, expr)
     features = (shape_of(var) or (None,))[-1]
-    if root is None or not hasattr(features, "value"):
+    if root is None or not isinstance(features, tirx.IntImm):
         return None
     ones = rewriter.add_param(np.ones(int(features), np.float32), "rms_norm_gamma", "rms_norm")
     return relax.op.nn.rms_norm(root.data, ones, [-1], root.eps)

@@ -36,7 +36,7 @@ class GatedLayer(Layer):
         return self.op("Transpose", self.op("Reshape", x, split), perm=list(perm))
 
     def rotary(self, x, turned=True):
-        """Turn [batch, heads, tokens, depth], or tokens before heads, by the angles of the tokens."""
+        """Turn [batch, heads, tokens, depth] by the angles; or [batch, tokens, heads, depth]."""
         half = self.depth // 2
         speeds = np.tile(100.0 ** -(np.arange(half) / half), 2)
         angles = np.arange(self.tokens)[:, None] * speeds

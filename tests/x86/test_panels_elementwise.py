@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layout_support import agrees, kernels_of
 from onnx import helper
+from tvm import relax
 from tvm_sparse.passes import choose_layout as choose_layout_module
 from tvm_sparse.schedules.epilogue import EMITTERS
 from tvm_sparse.schedules.x86.panels_concat import concat_panels
@@ -200,17 +201,46 @@ def finished(g, value):
     return g.proto()
 
 
-def test_a_table_that_is_added_is_packed_when_compiled(monkeypatch):
-    monkeypatch.setattr(choose_layout_module, "_parts", lambda *_: 1)
-    g = Layer(tokens=40, heads=1, depth=24)
-    table = g.constant(g.rng.standard_normal((40, 24)))
-    norm = g.op("LayerNormalization", g.linear("x", 24, 24), g.constant(np.ones(24)))
-    placed = g.op("Mul", norm, table)
+@pytest.mark.parametrize(("batch", "parts"), [(1, 1), (4, 1), (4, 2)])
+def test_a_table_of_the_same_shape_is_packed_when_compiled(monkeypatch, batch, parts):
+    monkeypatch.setattr(choose_layout_module, "_parts", lambda *_: parts)
+    g = GatedLayer(batch=batch, tokens=32, heads=1, depth=24)
+    table = g.constant(g.rng.standard_normal((batch, 32, 24)))
+    placed = g.op("Mul", g.rms_norm(g.linear("x", 24, 24), 24), table)
     proto = finished(g, g.linear(placed, 24, 24))
     kernels = kernels_of(proto)
-    assert kernels.count("pack_panels") == 1
-    assert "elementwise_panels" in kernels
+    assert kernels.count("pack_panels") == kernels.count("elementwise_panels") == parts
     agrees(proto)
+
+
+OPERATIONS = {
+    "rsqrt": (relax.op.rsqrt, lambda x: x**-0.5),
+    "square": (relax.op.square, np.square),
+    "power": (lambda x: relax.op.power(x, relax.const(0.5, "float32")), np.sqrt),
+    "clip": (lambda x: relax.op.clip(x, 0.25, 2), lambda x: np.clip(x, 0.25, 2)),
+    "leaky": (lambda x: relax.op.nn.leakyrelu(x, 0.5), lambda x: np.maximum(x, 0.5 * x)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operators_without_an_onnx_name_are_chains(name):
+    apply, reference = OPERATIONS[name]
+    eye = relax.const(np.eye(32, dtype="float32"))
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((40, 32), "float32"))
+    with builder.function("main", [x], attrs={"num_input": 1}):
+        with builder.dataflow():
+            first = builder.emit(relax.op.matmul(x, eye))
+            norm = builder.emit(relax.op.nn.rms_norm(first, relax.const(np.ones(32, "f4")), [-1]))
+            changed = builder.emit(apply(norm))
+            y = builder.emit_output(relax.op.matmul(changed, eye))
+        builder.emit_func_output(y)
+    module = ts.compile(builder.get(), "native", threads=1)
+    rows = np.abs(draw_rows((40, 32))) + np.float32(0.1)
+    [got] = module.run({"x": rows}).values()
+    want = reference(rows / np.sqrt(np.square(rows).mean(1, keepdims=True)))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert "elementwise_panels" in [row.symbol for row in module.profile(rows).kernels]
 
 
 def test_a_product_of_half_of_the_features_gets_a_tensor_of_its_own():
