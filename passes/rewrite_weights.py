@@ -443,7 +443,7 @@ class _Emitter:
 
     def _angles(self, name: str, panels: Panels, depth: int) -> Any:
         """Repeat a table of angles for every sequence, in panels."""
-        key = (name, "angles")
+        key = (name, "angles", str(panels))
         if key not in self.constants:
             table = self.model.params[name].reshape(-1, depth)
             rows = np.tile(table, (panels.tokens // len(table), 1))
