@@ -19,7 +19,10 @@ Convolution
     a parameter `b` of shape (1, C, 1, 1).
 Normalisation
     BatchNorm at inference is gone: in the weight and bias before it, or a multiply and an add.
-    Layer normalisation is ``R.nn.layer_norm(x, gamma, beta)``; GELU may stay decomposed.
+    Layer normalisation is ``R.nn.layer_norm(x, gamma, beta)``, of root mean squares
+    ``R.nn.rms_norm(x, gamma)``; GELU may stay decomposed.
+Split
+    Along the last axis it is one ``R.strided_slice`` a piece.
 Order
     In a commutative operator a constant stands on the right; one element is a scalar there.
 """
@@ -42,6 +45,7 @@ from .mend_expand import mend_expand
 from .narrow_pooling import narrow_pooling
 from .recognize_gelu import recognize_gelu
 from .recognize_layer_norm import recognize_layer_norm
+from .recognize_rms_norm import recognize_rms_norm
 from .rewrite_main import (
     bindings_of,
     call_of,
@@ -53,6 +57,7 @@ from .rewrite_main import (
 )
 from .simplify_softmax import simplify_softmax
 from .sink_reshapes import sink_reshapes
+from .split_to_slices import split_to_slices
 from .tidy_params import tidy_params
 from .unstack_reductions import unstack_reductions
 
@@ -60,6 +65,7 @@ PASSES: tuple[Callable[[Model], Model], ...] = (
     flatten_main,
     mend_expand,
     unstack_reductions,
+    split_to_slices,
     narrow_pooling,
     lift_weights,
     fold_weight_transforms,
@@ -67,6 +73,7 @@ PASSES: tuple[Callable[[Model], Model], ...] = (
     simplify_softmax,
     sink_reshapes,
     recognize_layer_norm,
+    recognize_rms_norm,
     recognize_gelu,
     fold_batch_norm,
     tidy_params,

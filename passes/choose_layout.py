@@ -24,9 +24,10 @@ from ..schedules.x86 import cost
 from ..schedules.x86.panels_attention import supports_panels
 from ..targets import X86Machine
 from .collect_weights import FusedSite
-from .fuse_epilogue import Body
+from .fuse_elementwise import elementwise_chains
+from .fuse_epilogue import Body, FusedEpilogue
 from .match_attention import Attention, match_attention
-from .rewrite_main import call_of, static_shape
+from .rewrite_main import call_of, dtype_of, first_of_slice, static_shape
 
 # Panels are as wide as the usual register tile.
 _VECTORS = 4
@@ -35,7 +36,7 @@ _VECTORS = 4
 _SHARE_OF_L3 = 6
 _MOST_PARTS = 32
 
-Kind = Literal["weight", "norm", "attention", "view"]
+Kind = Literal["weight", "norm", "attention", "elementwise", "slice", "concat", "view"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class PanelOp:
     Attributes
     ----------
     kind : Kind
-        What it is; "view" is a reshape that leaves the features alone.
+        What it is; "slice" takes some neighbouring features, "concat" puts features behind each
+        other, and "view" is a reshape that leaves the features alone.
     members : frozenset of int
         The bindings that it stands for.
     result : int
@@ -55,7 +57,8 @@ class PanelOp:
     gain_us : float
         Microseconds that it saves on panels, negative where it is slower.
     what : Any
-        The `FusedSite` or `Attention`; None for others.
+        The `FusedSite`, `Attention` or `FusedEpilogue` of a chain, or a slice's first feature; None
+        for others.
     """
 
     kind: Kind
@@ -123,7 +126,8 @@ def choose_layout(
     machine : X86Machine
         Gives the vector width.
     """
-    ops = _candidates(body, sites, gains, machine)
+    # Without a product in panels nothing gains.
+    ops = _candidates(body, sites, gains, machine) if gains else []
     chosen = _cheapest(body, ops, machine)
     parts = _parts(body, chosen, machine)
     panels = {op.result: _cut(_tokens(body, op) // parts, machine) for op in chosen}
@@ -187,14 +191,12 @@ def _candidates(
     for attention in match_attention(body):
         if supports_panels(attention.geometry, machine.lanes):
             add(_attention_op(attention, machine))
-    for index, (variable, call) in enumerate(body.bindings):
-        if index not in taken:
-            if norm_of(call) and _is_over_features(body, call):
-                elements = product(static_shape(variable) or (1,))
-                gain = cost.norm_gain(elements, machine)
-                add(PanelOp("norm", frozenset([index]), index, (call.args[0],), gain))
-            elif call_of(call, "reshape") and _keeps_features(variable, call):
-                add(PanelOp("view", frozenset([index]), index, (call.args[0],), 0.0))
+    for chain in elementwise_chains(body, taken):
+        add(_elementwise_op(body, chain, machine))
+    for index in range(len(body.bindings)):
+        op = None if index in taken else _simple_op(body, index, machine)
+        if op is not None:
+            add(op)
     return [found[index] for index in sorted(found)]
 
 
@@ -202,6 +204,33 @@ def _attention_op(attention: Attention, machine: X86Machine) -> PanelOp:
     a, g = attention, attention.geometry
     gain = cost.attention_gain(g.batch * g.tokens * g.heads * g.depth, machine)
     return PanelOp("attention", a.members, a.result, (a.query, a.key, a.value), gain, a)
+
+
+def _elementwise_op(body: Body, chain: FusedEpilogue, machine: X86Machine) -> PanelOp:
+    shape = static_shape(body.bindings[chain.result][0])
+    assert shape is not None
+    gain = cost.elementwise_gain(chain.epilogue, product(shape[:-1]), shape[-1], machine)
+    return PanelOp("elementwise", chain.members, chain.result, chain.tensors, gain, chain)
+
+
+def _simple_op(body: Body, index: int, machine: X86Machine) -> PanelOp | None:
+    """Recognise an operator that is one binding."""
+    variable, call = body.bindings[index]
+    shape = static_shape(variable)
+    if shape is None or dtype_of(variable) != "float32":
+        return None
+    alone = frozenset([index])
+    if norm_of(call) and _is_over_features(body, call):
+        gain = cost.norm_gain(product(shape), machine)
+        return PanelOp("norm", alone, index, (call.args[0],), gain)
+    if call_of(call, "reshape") and _keeps_features(variable, call):
+        return PanelOp("view", alone, index, (call.args[0],), 0.0)
+    first = first_of_slice(variable, call)
+    if first is not None:
+        return PanelOp("slice", alone, index, (call.args[0],), 0.0, first)
+    if call_of(call, "concat") and int(call.attrs.axis or 0) % len(shape) == len(shape) - 1:
+        return PanelOp("concat", alone, index, tuple(call.args[0].fields), 0.0)
+    return None
 
 
 @dataclass(frozen=True)
@@ -223,7 +252,7 @@ def norm_of(call: Any) -> Norm | None:
 def _is_over_features(body: Body, call: Any) -> bool:
     """Whether a normalisation runs over the last axis, with weights that are known."""
     shape = static_shape(call.args[0])
-    if shape is None or str(call.args[0].ty.dtype) != "float32":
+    if shape is None:
         return False
     if [int(axis) % len(shape) for axis in call.attrs.axes] != [len(shape) - 1]:
         return False
@@ -233,9 +262,7 @@ def _is_over_features(body: Body, call: Any) -> bool:
 
 def _keeps_features(variable: Any, call: Any) -> bool:
     before, after = static_shape(call.args[0]), static_shape(variable)
-    if before is None or after is None or not isinstance(call.args[0], relax.Var):
-        return False
-    return str(variable.ty.dtype) == "float32" and before[-1:] == after[-1:] and len(after) >= 2
+    return before is not None and after is not None and before[-1:] == after[-1:]
 
 
 class _Graph:
@@ -281,7 +308,9 @@ def _cheapest(body: Body, ops: Sequence[PanelOp], machine: X86Machine) -> list[P
     for name, readers in _values(body, ops).items():
         producer = vertices.get(body.position.get(name, -1), 1)
         users = [vertices[index] for index in readers.in_panels]
-        price = cost.conversion_us(readers.elements, machine)
+        # Constants are packed when the model is compiled.
+        is_constant = name in body.model.params
+        price = 0.0 if is_constant else cost.conversion_us(readers.elements, machine)
         # Packed once where a reader takes panels that come in rows, unpacked once the other way.
         packed, unpacked = graph.vertex(), graph.vertex()
         graph.connect(packed, producer, price)

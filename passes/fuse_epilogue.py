@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,25 +82,45 @@ def _scalar(value: float) -> EpilogueRef:
 Lowered = list[tuple[str, list[EpilogueRef]]]
 
 
-class _Growth:
-    """The operations that may join, in program order, and the operands that they brought."""
+class Growth:
+    """The operations that may join, in program order, and the operands that they brought.
 
-    def __init__(self, body: Body, start: int, channel_axis: Callable[[int], int]) -> None:
-        self.body, self.start, self.channel_axis = body, start, channel_axis
-        self.shape = _extents(body.bindings[start][0])
+    Parameters
+    ----------
+    body : Body
+    like : relax.Var
+        Has the shape of the values.
+    channel_axis : callable
+        Gives the axis of the features for a number of dimensions.
+    values : mapping of str to EpilogueRef
+        What is inside already.
+    """
+
+    def __init__(
+        self,
+        body: Body,
+        like: Any,
+        channel_axis: Callable[[int], int],
+        values: Mapping[str, EpilogueRef],
+    ) -> None:
+        self.body = body
+        self.shape = _extents(like)
         self.axis = channel_axis(len(self.shape))
         self.features = self.shape[self.axis]
-        self.values: dict[str, EpilogueRef] = {body.bindings[start][0].name: ACC}
+        self.values = dict(values)
         self.ops: list[EpilogueOp] = []
         self.channels: list[str] = []
         self.tensors: list[Any] = []
 
     def try_join(self, index: int) -> bool:
         """Add the binding at `index` if it is elementwise on what is already inside."""
+        call = self.body.bindings[index][1]
+        return bool(self.values.keys() & _variables(call)) and self.join(index)
+
+    def join(self, index: int) -> bool:
+        """Add the binding at `index` if it is elementwise."""
         variable, call = self.body.bindings[index]
         if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
-            return False
-        if not self.values.keys() & _variables(call):
             return False
         if call.op.name == "relax.reshape":
             return self._join_reshape(variable, call)
@@ -128,7 +148,10 @@ class _Growth:
         """Take in a reshape that keeps the features innermost: memory stays as it is."""
         if self.axis != len(self.shape) - 1 or not self._same_layout(variable):
             return False
-        self.values[variable.name] = self.values[call.args[0].name]
+        source = self.operand(call.args[0])
+        if source is None:
+            return False
+        self.values[variable.name] = source
         return True
 
     def _same_layout(self, variable: Any) -> bool:
@@ -185,6 +208,14 @@ class _Growth:
         self.tensors.append(expression)
         return EpilogueRef("tensor", len(self.tensors) - 1)
 
+    def fused(self, members: frozenset[int], result: int, start: int = -1) -> FusedEpilogue:
+        """Add the members, in order, and return the graph of all operations."""
+        for index in sorted(members - {start}):
+            if not self.join(index):
+                raise AssertionError("a fused operation cannot be fused again")
+        epilogue = Epilogue(tuple(self.ops), len(self.channels), len(self.tensors))
+        return FusedEpilogue(members, result, epilogue, tuple(self.channels), tuple(self.tensors))
+
 
 def grow_epilogue(
     body: Body,
@@ -198,7 +229,8 @@ def grow_epilogue(
     per-channel weights or tensors of the result's shape. Of the prefixes, the longest is taken
     whose inner values nobody outside needs. Bindings in `taken` belong to another kernel.
     """
-    growth = _Growth(body, start, channel_axis)
+    variable = body.bindings[start][0]
+    growth = Growth(body, variable, channel_axis, {variable.name: ACC})
     joined = [start]
     for index in range(start + 1, len(body.bindings)):
         if index not in taken and growth.try_join(index):
@@ -206,7 +238,9 @@ def grow_epilogue(
     for result in reversed(joined):
         members = _ancestors(body, result, joined)
         if start in members and _closed(body, members, result):
-            return _cut(growth, body, members, result)
+            # Grow again over the members only: nothing else leaves operations or operands behind.
+            exact = Growth(body, variable, channel_axis, {variable.name: ACC})
+            return exact.fused(members, result, start)
     return FusedEpilogue.nothing(start)
 
 
@@ -230,23 +264,13 @@ def _closed(body: Body, members: frozenset[int], result: int) -> bool:
     )
 
 
-def _cut(growth: _Growth, body: Body, members: frozenset[int], result: int) -> FusedEpilogue:
-    """Grow again over the members only: nothing else leaves operations or operands behind."""
-    final = _Growth(body, growth.start, growth.channel_axis)
-    for index in sorted(members - {growth.start}):
-        if not final.try_join(index):
-            raise AssertionError("a fused operation cannot be fused again")
-    epilogue = Epilogue(tuple(final.ops), len(final.channels), len(final.tensors))
-    return FusedEpilogue(members, result, epilogue, tuple(final.channels), tuple(final.tensors))
-
-
 def _previous() -> EpilogueRef:
     """Refer to the operation just before, in the same lowering."""
     return EpilogueRef("node", -1)
 
 
-def _elementwise(name: str) -> Callable[[_Growth, Any], Lowered | None]:
-    def lower(growth: _Growth, call: Any) -> Lowered | None:
+def _elementwise(name: str) -> Callable[[Growth, Any], Lowered | None]:
+    def lower(growth: Growth, call: Any) -> Lowered | None:
         operands = [growth.operand(argument) for argument in call.args]
         known = [operand for operand in operands if operand is not None]
         return [(name, known)] if len(known) == len(operands) else None
@@ -254,12 +278,12 @@ def _elementwise(name: str) -> Callable[[_Growth, Any], Lowered | None]:
     return lower
 
 
-def _relu(growth: _Growth, call: Any) -> Lowered | None:
+def _relu(growth: Growth, call: Any) -> Lowered | None:
     operand = growth.operand(call.args[0])
     return None if operand is None else [("maximum", [operand, _scalar(0.0)])]
 
 
-def _clip(growth: _Growth, call: Any) -> Lowered | None:
+def _clip(growth: Growth, call: Any) -> Lowered | None:
     operand = growth.operand(call.args[0])
     bounds = [_number(argument) for argument in call.args[1:3]]
     if operand is None or bounds[0] is None or bounds[1] is None:
@@ -270,7 +294,7 @@ def _clip(growth: _Growth, call: Any) -> Lowered | None:
     ]
 
 
-def _leaky_relu(growth: _Growth, call: Any) -> Lowered | None:
+def _leaky_relu(growth: Growth, call: Any) -> Lowered | None:
     operand, alpha = growth.operand(call.args[0]), float(call.attrs.alpha)
     if operand is None or not 0 <= alpha <= 1:
         return None
@@ -280,7 +304,7 @@ def _leaky_relu(growth: _Growth, call: Any) -> Lowered | None:
     ]
 
 
-def _power(growth: _Growth, call: Any) -> Lowered | None:
+def _power(growth: Growth, call: Any) -> Lowered | None:
     base, exponent = growth.operand(call.args[0]), growth.operand(call.args[1])
     if base is None or exponent is None or exponent.kind != "scalar":
         return None
@@ -288,7 +312,21 @@ def _power(growth: _Growth, call: Any) -> Lowered | None:
         return [("multiply", [base, base])]
     if exponent.value == 3.0:
         return [("multiply", [base, base]), ("multiply", [_previous(), base])]
+    if exponent.value == 0.5:
+        return [("sqrt", [base])]
     return None
+
+
+def _square(growth: Growth, call: Any) -> Lowered | None:
+    operand = growth.operand(call.args[0])
+    return None if operand is None else [("multiply", [operand, operand])]
+
+
+def _rsqrt(growth: Growth, call: Any) -> Lowered | None:
+    operand = growth.operand(call.args[0])
+    if operand is None:
+        return None
+    return [("sqrt", [operand]), ("divide", [_scalar(1.0), _previous()])]
 
 
 def _number(expression: Any) -> float | None:
@@ -300,7 +338,7 @@ def _number(expression: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-LOWERINGS: dict[str, Callable[[_Growth, Any], Lowered | None]] = {
+LOWERINGS: dict[str, Callable[[Growth, Any], Lowered | None]] = {
     "relax.add": _elementwise("add"),
     "relax.subtract": _elementwise("subtract"),
     "relax.multiply": _elementwise("multiply"),
@@ -321,6 +359,8 @@ LOWERINGS: dict[str, Callable[[_Growth, Any], Lowered | None]] = {
     "relax.nn.leakyrelu": _leaky_relu,
     "relax.clip": _clip,
     "relax.power": _power,
+    "relax.square": _square,
+    "relax.rsqrt": _rsqrt,
 }
 
 

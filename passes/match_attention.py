@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,19 @@ from tvm import relax
 
 from ..schedules.x86.panels_attention import AttentionGeometry
 from .fuse_epilogue import Body
+from .match_rotary import Rotary, match_rotary
 from .rewrite_main import call_of, constant_of, number_in, static_shape
 
 # The axes of a [batch, tokens, heads * depth] tensor seen as four.
 _BATCH, _TOKENS, _HEADS, _DEPTH = range(4)
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Names of the weights with the cosines and sines of a rotary embedding, [tokens, depth]."""
+
+    cos: str
+    sin: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Attention:
         The position of the one that gives [batch, tokens, heads * depth].
     query, key, value : relax.Var
         Each [batch, tokens, heads * depth].
+    query_angles, key_angles : Angles or None
+        Of the rotary embedding in front of the product.
     mask : relax.Expr or None
         Added to the scores: [batch or 1, heads or 1, queries or 1, keys].
     geometry : AttentionGeometry
@@ -49,6 +60,8 @@ class Attention:
     value: Any
     mask: Any
     geometry: AttentionGeometry
+    query_angles: Angles | None = None
+    key_angles: Angles | None = None
 
 
 @dataclass
@@ -60,6 +73,7 @@ class _View:
     sizes: tuple[int, int, int, int]
     factor: float
     times: int
+    angles: Angles | None
 
 
 class _Mismatch(Exception):
@@ -103,7 +117,7 @@ class _Matcher:
             raise _Mismatch
         if (value.sizes, value.times) != (key.sizes, key.times):
             raise _Mismatch
-        if value.factor != 1.0 or query.times != 1:
+        if value.factor != 1.0 or query.times != 1 or value.angles is not None:
             raise _Mismatch
         if tuple(shape[:3]) != (batch, heads, tokens):
             raise _Mismatch
@@ -117,6 +131,8 @@ class _Matcher:
             value.source,
             mask,
             AttentionGeometry(batch, tokens, heads, heads // key.times, depth, scale),
+            query.angles,
+            key.angles,
         )
 
     def _shape(self, expression: Any) -> tuple[int, ...]:
@@ -190,13 +206,18 @@ class _Matcher:
         """Follow an operand of a product back to [batch, tokens, heads * depth]."""
         axes, factor = tuple(range(4)), 1.0
         times, repeated = 1, _HEADS
+        rotary: tuple[Rotary, tuple[int, ...]] | None = None
         if len(self._shape(expression)) != 4:
             raise _Mismatch
         while True:
             index, call = self._call(expression)
             self.members.add(index)
             scaled = self._scaled(call)
-            if call_of(call, "permute_dims"):
+            rotated = None if rotary else match_rotary(self.body, index)
+            if rotated is not None:
+                self.members |= rotated.members
+                expression, rotary = rotated.data, (rotated, axes)
+            elif call_of(call, "permute_dims"):
                 given = call.attrs.axes
                 order = [int(a) % 4 for a in given] if given is not None else [3, 2, 1, 0]
                 axes = tuple(order[axis] for axis in axes)
@@ -208,7 +229,8 @@ class _Matcher:
                 expression, times = self._repeated(call) or (None, 1)
                 repeated = 1
             elif call_of(call, "reshape") and repeated == _HEADS:
-                return self._split(call, axes, factor, times)
+                view = self._split(call, axes, factor, times)
+                return replace(view, angles=self._angles(rotary, view)) if rotary else view
             else:
                 raise _Mismatch
             if len(self._shape(expression)) != 4:
@@ -247,7 +269,26 @@ class _Matcher:
             raise _Mismatch
         if split[2] * split[3] != source[-1] or math.prod(source[:-1]) != split[0] * split[1]:
             raise _Mismatch
-        return _View(call.args[0], axes, (split[0], split[1], split[2], split[3]), factor, times)
+        return _View(
+            call.args[0], axes, (split[0], split[1], split[2], split[3]), factor, times, None
+        )
+
+    def _angles(self, rotary: tuple[Rotary, tuple[int, ...]], view: _View) -> Angles:
+        """Check that a rotary embedding turns the features of each head by the token's angles.
+
+        It comes with where the operand's axes were there.
+        """
+        found, axes = rotary
+        # The axis of the split heads that each axis of the rotated value is.
+        inner = dict(zip(axes, view.axes, strict=True))
+        wanted = tuple(
+            view.sizes[inner[a]] if inner[a] in (_TOKENS, _DEPTH) else 1 for a in range(4)
+        )
+        for name in (found.cos, found.sin):
+            shape = self.body.model.params[name].shape
+            if inner[3] != _DEPTH or (1,) * (4 - len(shape)) + shape != wanted:
+                raise _Mismatch
+        return Angles(found.cos, found.sin)
 
     def _only_user(self, variable: Any) -> tuple[int, Any]:
         users = self.body.users.get(variable.name, [])

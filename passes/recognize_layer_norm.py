@@ -104,7 +104,7 @@ def _match_core(rewriter: MainRewriter, expr: Any) -> _Core | None:
         return None
     eps = rewriter.scalar(added.args[1])
     data, mean = centred.args[0], rewriter.lookup(centred.args[1])
-    axes = _mean_axes(mean, data)
+    axes = mean_axes(mean, data)
     if (
         eps is None
         or axes is None
@@ -131,7 +131,7 @@ def _numerator_and_variance(rewriter: MainRewriter, expr: Any) -> tuple[Any, Any
     return None, None
 
 
-def _mean_axes(mean: Any, data: Any) -> tuple[int, ...] | None:
+def mean_axes(mean: Any, data: Any) -> tuple[int, ...] | None:
     """Return the axes of ``mean(data)`` with kept dimensions, when they are the trailing ones."""
     if not call_of(mean, "mean") or not mean.attrs.keepdims or not mean.args[0].same_as(data):
         return None
@@ -151,15 +151,16 @@ def _is_variance(
     if not call_of(call, "mean"):
         return False
     squared = rewriter.lookup(call.args[0])
-    if _mean_axes(call, call.args[0]) != axes:
+    if mean_axes(call, call.args[0]) != axes:
         return False
     return any(
         leaf.same_as(deviation) or _same_deviation(rewriter, leaf, deviation)
-        for leaf in _squared_operand(rewriter, squared)
+        for leaf in squared_operands(rewriter, squared)
     )
 
 
-def _squared_operand(rewriter: MainRewriter, call: Any) -> list[Any]:
+def squared_operands(rewriter: MainRewriter, call: Any) -> list[Any]:
+    """Return what a call squares, in a list; an empty one when it is no square."""
     if call_of(call, "power") and rewriter.scalar(call.args[1]) == 2.0:
         return [call.args[0]]
     if call_of(call, "multiply") and call.args[0].same_as(call.args[1]):

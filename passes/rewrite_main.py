@@ -123,6 +123,26 @@ def dtype_of(expr: Any) -> str:
     return str(ty.dtype) if isinstance(ty, relax.TensorType) and ty.dtype is not None else ""
 
 
+def first_of_slice(variable: Any, call: Any) -> int | None:
+    """Tell where a slice of neighbours along the last axis begins; None for anything else."""
+    shape = static_shape(variable)
+    if shape is None or not call_of(call, "strided_slice"):
+        return None
+    whole, axes = static_shape(call.args[0]), _integers(call.args[1])
+    if whole is None or [axis % len(shape) for axis in axes] != [len(shape) - 1]:
+        return None
+    [first] = _integers(call.args[2])
+    first = first + whole[-1] if first < 0 else first
+    steps = _integers(call.args[4]) if len(call.args) > 4 else [1]
+    inside = 0 <= first and first + shape[-1] <= whole[-1]
+    return first if steps == [1] and inside else None
+
+
+def _integers(expr: Any) -> list[int]:
+    """Read a tuple of numbers."""
+    return [int(getattr(field, "value", field)) for field in expr.fields]
+
+
 def constant_of(expr: Any, params: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Return the value of a constant or of a weight by its name, None for anything else."""
     if isinstance(expr, tvm.ir.GenericConst):

@@ -17,14 +17,19 @@ from tvm import relax
 
 from ..model import Model
 from ..ops.base import product
-from ..panels import Panels
-from ..schedules.x86.panels_attention import MaskKind, Source, attention_panels
+from ..panels import Panels, Source
+from ..schedules.x86.panels_attention import MaskKind, attention_panels
+from ..schedules.x86.panels_concat import concat_panels
 from ..schedules.x86.panels_convert import pack_panels, unpack_panels
+from ..schedules.x86.panels_elementwise import elementwise_panels
 from ..schedules.x86.panels_norm import layer_norm_panels
+from ..schedules.x86.panels_rotary import rotary_panels
 from ..targets import X86Machine
+from ..workload import Epilogue
 from .choose_layout import Layout, PanelOp, norm_of
 from .collect_weights import FusedSite
-from .match_attention import Attention
+from .fuse_epilogue import FusedEpilogue
+from .match_attention import Angles, Attention
 from .rewrite_main import constant_of, operands_of, static_shape
 
 
@@ -92,12 +97,29 @@ def rewrite_weights(
 
 @dataclass(frozen=True)
 class _InPanels:
-    """A value in panels: its tensor, how many features that has, and the value's first."""
+    """A value in panels: so many features of a tensor that may hold more.
+
+    Attributes
+    ----------
+    tensor : relax.Expr
+    panels : Panels
+    features : int
+        Of the value.
+    held : int
+        Of the tensor.
+    first : int
+        The value's first one there.
+    """
 
     tensor: Any
     panels: Panels
     features: int
+    held: int
     first: int = 0
+
+    def part(self, first: int, features: int) -> _InPanels:
+        """Take some of the value's features."""
+        return replace(self, first=self.first + first, features=features)
 
 
 class _Emitter:
@@ -115,7 +137,7 @@ class _Emitter:
         self.starts = {f.fused.result: f for f in sites if f.site.binding in calls}
         self.dropped = {index for f in self.starts.values() for index in f.fused.members}
         self.dropped |= {index for op in layout.ops.values() for index in op.members}
-        self.results = {f.site.binding: self.flat[p].var.name for p, f in self.starts.items()}
+        self.results = {f.site.binding: self.flat[p].var for p, f in self.starts.items()}
         # Made once, however many parts and attentions use them.
         self.constants: dict[tuple[str, ...], list[Any]] = {}
         self.masks: dict[tuple[str, int], tuple[MaskKind, Any]] = {}
@@ -128,6 +150,7 @@ class _Emitter:
         # of them.
         self.panels: dict[str, dict[int, _InPanels]] = {}
         self.in_rows: set[str] = set()
+        self.copies: dict[Any, _InPanels] = {}
         self.part = 0
         self.bindings: list[Any] = []
 
@@ -184,9 +207,9 @@ class _Emitter:
         if variable.name in self.in_rows:
             return
         self.in_rows.add(variable.name)
-        values = list(self.panels[variable.name].values())
+        values = [self._alone(value) for value in self.panels[variable.name].values()]
         panels, features = values[0].panels, values[0].features
-        assert len(values) == self.layout.parts and values[0].first == 0
+        assert len(values) == self.layout.parts
         symbol = self._shared(unpack_panels, panels, features, self.machine, len(values))
         shape = [len(values) * panels.tokens, features]
         tensors = [value.tensor for value in values]
@@ -200,14 +223,30 @@ class _Emitter:
             assert shape is not None
             # Nothing gave it in panels, so it came in rows.
             self.in_rows.add(variable.name)
-            matrix = self._as_matrix(variable)
-            symbol = self._shared(
-                pack_panels, panels, shape[-1], self.machine, self.part, self.layout.parts
-            )
-            size = [panels.size(shape[-1])]
-            tensor = self._call(symbol, [matrix], size, f"{variable.name}_panels")
-            known[self.part] = _InPanels(tensor, panels, shape[-1])
+            tensor = self._packed(variable, panels, shape[-1])
+            known[self.part] = _InPanels(tensor, panels, shape[-1], shape[-1])
         return known[self.part]
+
+    def _packed(self, variable: Any, panels: Panels, features: int) -> Any:
+        """Bring rows into panels; constants when the model is compiled."""
+        constant = self.model.params.get(variable.name)
+        if constant is not None:
+            rows = constant.reshape(self.layout.parts, panels.tokens, features)
+            return relax.const(panels.pack(rows[self.part]))
+        matrix = self._as_matrix(variable)
+        symbol = self._shared(
+            pack_panels, panels, features, self.machine, self.part, self.layout.parts
+        )
+        return self._call(symbol, [matrix], [panels.size(features)], f"{variable.name}_panels")
+
+    def _alone(self, value: _InPanels) -> _InPanels:
+        """Give a tensor to a value that shares one."""
+        if value.features == value.held:
+            return value
+        key = (value.tensor, value.first, value.features)
+        if key not in self.copies:
+            self.copies[key] = self._elementwise_call(Epilogue(), [value], [], "copy_panels")
+        return self.copies[key]
 
     # Emission.
 
@@ -280,15 +319,23 @@ class _Emitter:
     # Operators in panels.
 
     def _panel_op(self, op: PanelOp, result: Any) -> None:
-        if op.kind == "weight":
-            self._site_in_panels(op, result)
-        elif op.kind == "attention":
-            self._attention(op, result)
-        elif op.kind == "norm":
-            self._norm(op, result)
-        else:
-            value = self._in_panels(op.inputs[0], self.layout.panels[op.result])
-            self._gives(result.name, value)
+        emit = {
+            "weight": self._site_in_panels,
+            "attention": self._attention,
+            "norm": self._norm,
+            "elementwise": self._elementwise,
+            "concat": self._concat,
+            "slice": self._part_of_features,
+            "view": self._view,
+        }
+        emit[op.kind](op, result)
+
+    def _view(self, op: PanelOp, result: Any) -> None:
+        self._gives(result.name, self._in_panels(op.inputs[0], self.layout.panels[op.result]))
+
+    def _part_of_features(self, op: PanelOp, result: Any) -> None:
+        value = self._in_panels(op.inputs[0], self.layout.panels[op.result])
+        self._gives(result.name, value.part(op.what, _features(result)))
 
     def _gives(self, name: str, value: _InPanels) -> None:
         self.panels.setdefault(name, {})[self.part] = value
@@ -298,17 +345,50 @@ class _Emitter:
         if self.part in self.panels.get(result.name, {}):
             # Another layer of its group was first.
             return
-        inputs = [self._in_panels(variable, panels).tensor for variable in op.inputs]
+        inputs = [self._alone(self._in_panels(v, panels)).tensor for v in op.inputs]
         arguments = [inputs[0], *self._constants(call), *inputs[1:]]
         shape = [panels.size(call.features)]
         tensor = self._call(self._symbol(call), arguments, shape, f"{result.name}_panels")
         for binding in call.group:
-            value = _InPanels(tensor, panels, call.features, self.calls[binding].first)
-            self._gives(self.results[binding], value)
+            layer = self.results[binding]
+            first, features = self.calls[binding].first, _features(layer)
+            self._gives(layer.name, _InPanels(tensor, panels, features, call.features, first))
+
+    def _elementwise(self, op: PanelOp, result: Any) -> None:
+        chain: FusedEpilogue = op.what
+        panels = self.layout.panels[op.result]
+        values = [self._in_panels(variable, panels) for variable in op.inputs]
+        vectors = [self._vector(name) for name in chain.channels]
+        name = f"{result.name}_panels"
+        self._gives(result.name, self._elementwise_call(chain.epilogue, values, vectors, name))
+
+    def _elementwise_call(
+        self, chain: Epilogue, values: Sequence[_InPanels], vectors: Sequence[Any], name: str
+    ) -> _InPanels:
+        panels, features = values[0].panels, values[0].features
+        tensors, sources = _sources(values)
+        symbol = self._shared(elementwise_panels, panels, features, chain, sources, self.machine)
+        tensor = self._call(symbol, [*tensors, *vectors], [panels.size(features)], name)
+        return _InPanels(tensor, panels, features, features)
+
+    def _vector(self, name: str) -> Any:
+        """Make a constant of a weight with one number a feature."""
+        if (name,) not in self.constants:
+            self.constants[name,] = [relax.const(self.model.params[name].reshape(-1))]
+        return self.constants[name,][0]
+
+    def _concat(self, op: PanelOp, result: Any) -> None:
+        panels, features = self.layout.panels[op.result], _features(result)
+        values = [self._in_panels(variable, panels) for variable in op.inputs]
+        tensors, sources = _sources(values)
+        widths = tuple(value.features for value in values)
+        symbol = self._shared(concat_panels, panels, widths, sources, self.machine)
+        tensor = self._call(symbol, tensors, [panels.size(features)], f"{result.name}_panels")
+        self._gives(result.name, _InPanels(tensor, panels, features, features))
 
     def _norm(self, op: PanelOp, result: Any) -> None:
         panels = self.layout.panels[op.result]
-        value = self._in_panels(op.inputs[0], panels)
+        value = self._alone(self._in_panels(op.inputs[0], panels))
         call = self.flat[op.result].value
         norm = norm_of(call)
         assert norm is not None
@@ -326,30 +406,49 @@ class _Emitter:
         )
         shape = [panels.size(value.features)]
         tensor = self._call(symbol, [value.tensor, *used], shape, f"{result.name}_panels")
-        self._gives(result.name, _InPanels(tensor, panels, value.features))
+        self._gives(result.name, _InPanels(tensor, panels, value.features, value.features))
 
     def _attention(self, op: PanelOp, result: Any) -> None:
         a: Attention = op.what
         panels = self.layout.panels[op.result]
-        values = [self._in_panels(variable, panels) for variable in op.inputs]
-        tensors: list[Any] = []
-        sources = []
-        for value in values:
-            if not any(value.tensor.same_as(known) for known in tensors):
-                tensors.append(value.tensor)
-            number = next(i for i, known in enumerate(tensors) if known.same_as(value.tensor))
-            sources.append(Source(number, value.features, value.first))
+        query, key, value = (self._in_panels(variable, panels) for variable in op.inputs)
+        query = self._rotated(query, a.query_angles, a.geometry.heads)
+        key = self._rotated(key, a.key_angles, a.geometry.kv_heads)
+        tensors, sources = _sources([query, key, value])
         kind, mask = self._mask(a)
         lead = (static_shape(mask) if mask is not None else None) or (1, 1)
         batch = a.geometry.batch // self.layout.parts
         geometry = replace(
             a.geometry, batch=batch, mask=kind, mask_batch=lead[0], mask_heads=lead[1]
         )
-        symbol = self._shared(attention_panels, geometry, panels, tuple(sources), self.machine)
+        symbol = self._shared(attention_panels, geometry, panels, sources, self.machine)
         features = geometry.heads * geometry.depth
         arguments = [*tensors, *([] if mask is None else [mask])]
         tensor = self._call(symbol, arguments, [panels.size(features)], f"{result.name}_panels")
-        self._gives(result.name, _InPanels(tensor, panels, features))
+        self._gives(result.name, _InPanels(tensor, panels, features, features))
+
+    def _rotated(self, value: _InPanels, angles: Angles | None, heads: int) -> _InPanels:
+        """Turn the features of each head by the angles of the tokens, if there are any."""
+        if angles is None:
+            return value
+        panels, features = value.panels, value.features
+        tables = [
+            self._angles(name, panels, features // heads) for name in (angles.cos, angles.sin)
+        ]
+        [tensor], [source] = _sources([value])
+        symbol = self._shared(rotary_panels, panels, heads, features // heads, source, self.machine)
+        size = [panels.size(features)]
+        turned = self._call(symbol, [tensor, *tables], size, "rotary_panels")
+        return _InPanels(turned, panels, features, features)
+
+    def _angles(self, name: str, panels: Panels, depth: int) -> Any:
+        """Repeat a table of angles for every sequence, in panels."""
+        key = (name, "angles", str(panels))
+        if key not in self.constants:
+            table = self.model.params[name].reshape(-1, depth)
+            rows = np.tile(table, (panels.tokens // len(table), 1))
+            self.constants[key] = [relax.const(panels.pack(rows))]
+        return self.constants[key][0]
 
     def _mask(self, attention: Attention) -> tuple[MaskKind, Any]:
         """Tell what kind of mask there is, and bring it to [batch, heads, keys, queries]."""
@@ -395,6 +494,24 @@ def _is_causal(mask: np.ndarray | None, tokens: int) -> bool:
         return False
     seen = np.tri(tokens, dtype=bool)
     return bool(np.all(mask[..., seen] == 0) and np.all(mask[..., ~seen] <= _NOTHING))
+
+
+def _sources(values: Sequence[_InPanels]) -> tuple[list[Any], tuple[Source, ...]]:
+    """Return the tensors that hold some values, each once, and where the values lie in them."""
+    tensors: list[Any] = []
+    sources = []
+    for value in values:
+        if not any(value.tensor.same_as(known) for known in tensors):
+            tensors.append(value.tensor)
+        number = next(i for i, known in enumerate(tensors) if known.same_as(value.tensor))
+        sources.append(Source(number, value.held, value.first))
+    return tensors, tuple(sources)
+
+
+def _features(variable: Any) -> int:
+    shape = static_shape(variable)
+    assert shape is not None
+    return shape[-1]
 
 
 def _typed_call(symbol: Any, arguments: Sequence[Any], shape: Sequence[Any]) -> Any:

@@ -90,3 +90,12 @@ class Panels:
             at = first * (features + 1)
             rows[first : first + width] = flat[at : at + features * width].reshape(-1, width).T
         return rows[: self.tokens]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a value lies: in which argument, how many features that has, the value's first one."""
+
+    argument: int
+    features: int
+    first: int = 0

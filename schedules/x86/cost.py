@@ -19,8 +19,9 @@ from typing import Literal
 from ...panels import split_evenly
 from ...profile import SparsityProfile
 from ...targets import X86Machine
-from ...workload import Conv2dGeometry, Geometry, MatmulGeometry, Workload
+from ...workload import Conv2dGeometry, Epilogue, Geometry, MatmulGeometry, Workload
 from ..base import Config
+from ..epilogue import LONG
 
 # Tokens or images assumed where the batch is symbolic.
 SYMBOLIC_TOKENS = 128
@@ -33,6 +34,10 @@ _LAYOUTS: tuple[Literal["rows", "panels"], ...] = ("rows", "panels")
 
 # Cycles that the sums across a row of layer norm take beside those down a column, a vector.
 _NORM_CYCLES = 1.5
+
+# Cycles of a vector moved between L2 and registers, and of a polynomial.
+_MOVED_CYCLES = 1.0
+_LONG_CYCLES = 6.0
 
 # Transpositions of attention in rows, of queries, keys, values and the result: passes over memory.
 _TURNS = 5.0
@@ -278,6 +283,22 @@ def conversion_us(elements: int, machine: X86Machine) -> float:
 def norm_gain(elements: int, machine: X86Machine) -> float:
     """Tell how many microseconds a layer norm saves that runs down panels."""
     return elements / machine.lanes * _NORM_CYCLES / (machine.gigahertz * 1e3)
+
+
+def elementwise_us(chain: Epilogue, elements: int, machine: X86Machine) -> float:
+    """Estimate what a chain of elementwise operators takes, in either layout."""
+    long = sum(op.name in LONG for op in chain.ops)
+    each = _MOVED_CYCLES * (1 + max(1, chain.tensors)) + len(chain.ops) + _LONG_CYCLES * long
+    return elements / machine.lanes * each / (machine.gigahertz * 1e3)
+
+
+def elementwise_gain(chain: Epilogue, tokens: int, features: int, machine: X86Machine) -> float:
+    """Tell how many microseconds such a chain saves on panels: none.
+
+    It loses what it computes for the tokens that fill the last vector.
+    """
+    filling = -tokens % machine.lanes
+    return -elementwise_us(chain, filling * features, machine)
 
 
 def attention_gain(elements: int, machine: X86Machine) -> float:

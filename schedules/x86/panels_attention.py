@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
-from ...panels import Panels, split_evenly
+from ...panels import Panels, Source, split_evenly
 from ...targets import X86Machine
 from ..vectors import Vectors
 from .batch_matmul import FLOPS_PER_MICROSECOND_AND_LANE
@@ -59,15 +59,6 @@ class AttentionGeometry:
     mask: MaskKind = "none"
     mask_batch: int = 1
     mask_heads: int = 1
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where queries, keys or values lie: which argument, how many features it has, the first."""
-
-    argument: int
-    features: int
-    first: int = 0
 
 
 def supports_panels(geometry: AttentionGeometry, lanes: int) -> bool:

@@ -297,6 +297,73 @@ def test_decomposed_layer_norm_is_recognised(variant, affine):
     assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
 
 
+ROOTS = {
+    "divided": [node("Sqrt", ["ve"], ["sd"]), node("Div", ["x", "sd"], ["n"])],
+    "inverted": [
+        node("Sqrt", ["ve"], ["sd"]),
+        node("Div", ["one", "sd"], ["i"]),
+        node("Mul", ["x", "i"], ["n"]),
+    ],
+    "reciprocal": [
+        node("Sqrt", ["ve"], ["sd"]),
+        node("Reciprocal", ["sd"], ["i"]),
+        node("Mul", ["i", "x"], ["n"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("squared", ["pow", "mul"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_decomposed_root_mean_square_norm_is_recognised(root, squared, scaled):
+    square = {"pow": node("Pow", ["x", "two"], ["sq"]), "mul": node("Mul", ["x", "x"], ["sq"])}
+    weights = {"two": np.float32(2), "one": np.float32(1), "eps": np.float32(1e-5)}
+    nodes = [
+        square[squared],
+        node("ReduceMean", ["sq"], ["v"], axes=[-1]),
+        node("Add", ["v", "eps"], ["ve"]),
+        *ROOTS[root],
+        node("Mul", ["g", "n"], ["y"]) if scaled else node("Relu", ["n"], ["y"]),
+    ]
+    proto = onnx_model(nodes, {**weights, "g": random(16)}, {"x": (2, "S", 16)})
+    model = load(proto)
+    assert ops_of(model) == ["nn.rms_norm"] + ["nn.relu"] * (not scaled)
+    assert check_canonical(model) == []
+    x = random(2, 3, 16)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
+@pytest.mark.parametrize("change", ["another axis", "another value", "not kept"])
+def test_what_is_almost_a_root_mean_square_norm_stays(change):
+    axes = [1] if change == "another axis" else [-1]
+    nodes = [
+        node("Mul", ["x", "x"], ["sq"]),
+        node("ReduceMean", ["sq"], ["v"], axes=axes, keepdims=int(change != "not kept")),
+        node("Add", ["v", "eps"], ["ve"]),
+        node("Sqrt", ["ve"], ["sd"]),
+        node("Relu", ["x"], ["r"]),
+        node("Div", ["r" if change == "another value" else "x", "sd"], ["y"]),
+    ]
+    proto = onnx_model(nodes, {"eps": np.float32(1e-5)}, {"x": (16, 16, 16)})
+    model = load(proto)
+    assert "nn.rms_norm" not in ops_of(model)
+    x = random(16, 16, 16)
+    assert_close(run_model(model, x)[0], run_onnx(proto, x=x)[0])
+
+
+@pytest.mark.parametrize("sizes", [[4, 12], [8, 8], [3, 5, 8]])
+def test_a_split_of_features_is_slices(sizes):
+    names = [f"y{number}" for number in range(len(sizes))]
+    nodes = [node("Split", ["x", "sizes"], names, axis=-1)]
+    weights = {"sizes": np.asarray(sizes, np.int64)}
+    proto = onnx_model(nodes, weights, {"x": (2, 3, 16)}, tuple(names))
+    model = load(proto)
+    assert ops_of(model) == ["strided_slice"] * len(sizes)
+    x = random(2, 3, 16)
+    for got, want in zip(run_model(model, x), run_onnx(proto, x=x), strict=True):
+        assert_close(got, want)
+
+
 ROOT_2, CUBIC, ROOT_2_OVER_PI = 2**0.5, 0.044715, (2 / np.pi) ** 0.5
 GELU_BY_ERF = {
     "halved last": [

@@ -12,6 +12,7 @@ import pytest
 import tvm_ffi
 from attention_models import attention
 from dense_support import target_of
+from gated_models import gated_encoder
 from guard_pages import PLACES, GuardedArray, build_scratch_guard, guard_scratch, run_in_child
 from test_compile import inverted_residual, residual_block
 
@@ -23,6 +24,9 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "transformer": lambda: zoo.bert_encoder(layers=1, hidden=60, heads=3, ffn=110, seq=19),
     # Panels of two widths, with tokens that fill no vector.
     "uneven panels": lambda: zoo.bert_encoder(layers=1, hidden=60, heads=3, ffn=110, seq=77),
+    "gated encoder": lambda: gated_encoder(
+        layers=1, fused=True, rotary="behind turning", heads=3, depth=10, tokens=77
+    ),
     "masked attention": lambda: attention(mask="shared pairs", tokens=50),
     "residual block": residual_block,
     "inverted residual": inverted_residual,

@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from tvm_sparse.schedules.x86.dense_kernel import UnsupportedShapeError
 from tvm_sparse.schedules.x86.panels_attention import (
     AttentionGeometry,
-    Source,
     attention_panels,
 )
 from tvm_sparse.schedules.x86.panels_convert import pack_panels, unpack_panels
 from tvm_sparse.schedules.x86.panels_norm import layer_norm_panels
 
-from tvm_sparse.panels import Panels
+from tvm_sparse.panels import Panels, Source
 
 LANES = [16, 8, 4]
 
