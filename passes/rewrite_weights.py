@@ -24,7 +24,7 @@ from ..schedules.x86.panels_convert import pack_panels, unpack_panels
 from ..schedules.x86.panels_elementwise import elementwise_panels
 from ..schedules.x86.panels_norm import layer_norm_panels
 from ..schedules.x86.panels_rotary import rotary_panels
-from ..targets import X86Machine
+from ..targets import Machine
 from ..workload import Epilogue
 from .choose_layout import Layout, PanelOp, norm_of
 from .collect_weights import FusedSite
@@ -70,7 +70,7 @@ def rewrite_weights(
     sites: Sequence[FusedSite],
     calls: Mapping[str, KernelCall],
     layout: Layout,
-    machine: X86Machine,
+    machine: Machine,
 ) -> tvm.IRModule:
     """Emit `main` anew with kernels in the place of operators.
 
@@ -84,7 +84,7 @@ def rewrite_weights(
         By the name of the site's binding. Sites without an entry stay as they are.
     layout : Layout
         The operators that work on panels.
-    machine : X86Machine
+    machine : Machine
         What kernels are built for.
 
     Returns
@@ -129,7 +129,7 @@ class _Emitter:
         sites: Sequence[FusedSite],
         calls: Mapping[str, KernelCall],
         layout: Layout,
-        machine: X86Machine,
+        machine: Machine,
     ) -> None:
         self.model, self.calls, self.layout, self.machine = model, calls, layout, machine
         self.function = model.mod["main"]

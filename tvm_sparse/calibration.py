@@ -6,14 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 from .cpu_features import machine_identity, missing_features, required_features
-from .targets import CudaMachine, Machine
+from .targets import Machine, X86Machine, machine_of
 from .tuning.calibrate import load_calibration, measure_gigahertz
 
 # By target, since one process plans many models: a clock does not change.
 _gigahertz: dict[str, float] = {}
 
 
-def calibrated(machine: Machine, target: Any) -> Machine:
+def planned_machine(target: Any, threads: int | None) -> Machine:
+    """Tell what plans for a target must know; a processor that is here was measured."""
+    machine = machine_of(target, threads)
+    return calibrated(machine, target) if isinstance(machine, X86Machine) else machine
+
+
+def calibrated(machine: X86Machine, target: Any) -> X86Machine:
     """Set the clock of `machine` by measurement, if the target's code runs here.
 
     The dense kernel's time is known best, so the estimates of all kernels are scaled by it: what
@@ -22,10 +28,10 @@ def calibrated(machine: Machine, target: Any) -> Machine:
 
     Returns
     -------
-    X86Machine or CudaMachine
+    X86Machine
         Unchanged when the target is for another machine.
     """
-    if isinstance(machine, CudaMachine) or missing_features(required_features(target)):
+    if missing_features(required_features(target)):
         return machine
     key = str(target)
     if key not in _gigahertz:

@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from . import __version__
-from .calibration import calibrated
+from .calibration import planned_machine
 from .cpu_features import machine_identity, missing_features, required_features
 from .cuda_toolkit import machine_code
 from .deploy import export, wrap_executable
@@ -105,7 +105,7 @@ def plan(
     model = load_model(source, shapes)
     resolved = resolve_target(target)
     book = record_book(records, resolved)
-    machine = calibrated(machine_of(resolved, threads), resolved)
+    machine = planned_machine(resolved, threads)
     sites = [with_threads(fused.site, machine) for fused in collect_weights(model)]
     check_patterns([*(force or {}), *forbid], [site.name for site in sites])
     decisions = [
@@ -222,7 +222,8 @@ def build(
     if params:
         values = {name: _array(value) for name, value in params.items()}
         mod = relax.transform.BindParams("main", values)(mod)
-    return tvm.compile(mod, resolved, relax_pipeline=sparse_pipeline(**options))
+    with machine_code_for(machine_of(resolved)):
+        return tvm.compile(mod, resolved, relax_pipeline=sparse_pipeline(**options))
 
 
 def _array(value: Any) -> np.ndarray:

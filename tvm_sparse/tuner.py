@@ -41,7 +41,7 @@ from .schedules.lookup import DENSE_FORMATS, template_named
 from .schedules.x86.metaschedule import METASCHEDULE
 from .schedules.x86.spaces import tuning_space
 from .schedules.x86.templates import TEMPLATES
-from .targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
+from .targets import CudaMachine, TargetLike, X86Machine, machine_of, resolve_target, target_data
 from .tuning.book import RecordBook, describe_geometry
 from .tuning.job import Job, rotation
 from .tuning.live import Live, Row
@@ -148,7 +148,7 @@ def tune(
         raise TuningError(f"{trials} trials tune nothing; 1 or more are needed")
     model = load_model(source, shapes)
     resolved = resolve_target(target)
-    machine = calibrated(machine_of(resolved, threads), resolved)
+    machine = calibrated(_processor(resolved, threads), resolved)
     fleet = Fleet.parse(tracker) if tracker else None
     _check_runs_here(resolved, machine, fleet)
     kept = read_records(records, missing_ok=True)
@@ -164,6 +164,15 @@ def tune(
             measurer, trials if dense_trials is None else dense_trials, end, progress or SILENT
         )
     return session.result(kept, time.perf_counter() - started)
+
+
+def _processor(target: Any, threads: int | None) -> X86Machine:
+    machine = machine_of(target, threads)
+    if isinstance(machine, CudaMachine):
+        raise TuningError(
+            "kernels for GPUs are chosen by the cost model; tuning measures on processors so far"
+        )
+    return machine
 
 
 def _check_runs_here(target: Any, machine: X86Machine, fleet: Fleet | None) -> None:

@@ -32,7 +32,7 @@ from ..schedules.lookup import DENSE_FORMATS, template_named
 from ..schedules.x86.cost import PRICE_NAMES, prices_of
 from ..schedules.x86.metaschedule import METASCHEDULE
 from ..schedules.x86.templates import TEMPLATES
-from ..targets import TargetLike, X86Machine, machine_of, resolve_target, target_data
+from ..targets import TargetLike, X86Machine, resolve_target, target_data, x86_machine
 from ..workload import Conv2dGeometry, MatmulGeometry, Workload
 from .core_speed import CoreSpeed, call_microseconds, measure_core
 from .kernel_times import build_timer, shuffled
@@ -184,7 +184,7 @@ def calibrate(
         When the file cannot be written.
     """
     resolved = resolve_target(target)
-    machine = machine_of(resolved, 1)
+    machine = x86_machine(resolved, 1)
     missing = missing_features(required_features(resolved))
     if missing:
         raise TargetError(f"this machine cannot be calibrated for a target with {missing[0]}")
