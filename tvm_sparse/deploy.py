@@ -140,9 +140,16 @@ def wrap_executable(
     exporter = partial(export, executable, manifest)
     lacking = missing_features(manifest.cpu_features)
     refusal = _lacking_sentence("the module", lacking) if lacking else _lacking_gpu(manifest)
-    if refusal:
-        return CompiledModule(None, manifest, threads, exporter, refusal)
-    return CompiledModule(executable.jit(), manifest, threads, exporter)
+    library = None if refusal else executable.jit()
+    source = _cuda_source(executable.mod)
+    return CompiledModule(library, manifest, threads, exporter, refusal, source)
+
+
+def _cuda_source(module: Any) -> str | None:
+    """Find the CUDA source among the modules that a module imports."""
+    if module.kind == "cuda":
+        return str(module.inspect_source("cuda"))
+    return next(filter(None, map(_cuda_source, module.imports)), None)
 
 
 def _need_compiler(cc: str | None) -> None:

@@ -100,6 +100,8 @@ class CompiledModule:
         Writes this module to a path; what `export` calls.
     refusal : str, optional
         Why this machine cannot run the module, which can still be exported; `library` is not used.
+    cuda_source : str, optional
+        The source of a GPU's kernels, for those who want to read it; loaded libraries have none.
     """
 
     def __init__(
@@ -109,7 +111,9 @@ class CompiledModule:
         threads: int | None = None,
         exporter: Callable[[Path], None] | None = None,
         refusal: str | None = None,
+        cuda_source: str | None = None,
     ) -> None:
+        self.cuda_source = cuda_source
         if threads is not None and threads < 1:
             raise InputError(f"a module runs on one thread or more, not on {threads}")
         self.manifest = manifest

@@ -123,11 +123,7 @@ def microseconds(events: Events, machine: CudaMachine) -> float:
     """Turn events into time; infinite where a block does not fit."""
     if not events["at_once"]:
         return math.inf
-    cycles = max(
-        events["fma"] / machine.cores,
-        events["shared"],
-        events["issue"] / _WARPS_ISSUED_A_CYCLE,
-    )
+    cycles = max(_busy_cycles(events, machine).values())
     # Blocks that the busiest multiprocessor runs, over those that it would run of an even share.
     share = events["blocks"] / machine.multiprocessors
     uneven = math.ceil(share) / share
@@ -136,6 +132,25 @@ def microseconds(events: Events, machine: CudaMachine) -> float:
     computing = cycles / machine.multiprocessors * uneven / busy / (machine.gigahertz * 1e3)
     moving = events["bytes"] / (machine.memory_gbytes * 1e3)
     return LAUNCH_US + max(computing, moving) / REACHED
+
+
+def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
+    """Return the cycles that all multiprocessors together spend, by what keeps them busy."""
+    return {
+        "multiply-adds": events["fma"] / machine.cores,
+        "shared memory": events["shared"],
+        "instructions": events["issue"] / _WARPS_ISSUED_A_CYCLE,
+    }
+
+
+def binds(events: Events, machine: CudaMachine) -> str:
+    """Name what takes a kernel the longest."""
+    busy = {
+        kind: cycles / machine.multiprocessors / (machine.gigahertz * 1e3)
+        for kind, cycles in _busy_cycles(events, machine).items()
+    }
+    times = {**busy, "memory": events["bytes"] / (machine.memory_gbytes * 1e3)}
+    return max(times, key=lambda kind: times[kind])
 
 
 def stock_microseconds(workload: Workload, machine: CudaMachine) -> float:
