@@ -109,6 +109,13 @@ class ConvIO:
         self.panel.close()
         return self.panel.buffer, 0
 
+    def tap(self, image: Any, channel: Any, y: Any, x: int) -> tuple[Any, Any, int]:
+        """Tell where a tap of an image's pixels lies: buffer, offset, and from row to row."""
+        g, p = self.geometry, self.padded
+        if not p.needed:
+            return self.x, (image * g.in_channels + channel) * g.pixels, g.out_width
+        return self.source, p.channel_offset(channel) + p.tap_offset(y, x), p.row_stride
+
     def _block_length(self, block: Any) -> Any:
         depth = self.geometry.weight_shape[1]
         if depth <= self.kb:
@@ -219,7 +226,7 @@ class ConvIO:
         if not is_long(self.epilogue):
 
             def store_row(row: Any, registers: Sequence[Any]) -> None:
-                self._store_run(tile.width, row, image, first, registers, None)
+                self.store_run(tile.width, row, image, first, registers, None)
 
             each_row(tile, rows, channels, store_row)
             return
@@ -228,9 +235,9 @@ class ConvIO:
         for r, row in enumerate(rows):
             B.buffer_store(self.order, row, [r])
         with B.serial(0, tile.mr) as r, B.If(self.order[r] < channels), B.Then():
-            self._store_run(tile.width, self.order[r], image, first, self.scratch, r * tile.width)
+            self.store_run(tile.width, self.order[r], image, first, self.scratch, r * tile.width)
 
-    def _store_run(
+    def store_run(
         self, width: int, row: Any, image: Any, first: Any, values: Any, offset: Any
     ) -> None:
         """Store one row of the tile: from its registers, or from `values` at a given `offset`."""
@@ -299,7 +306,7 @@ class PaddedImage:
         """Offset of a channel's first plane."""
         return channel * (self.phases * self.plane)
 
-    def tap_offset(self, y: int, x: int) -> int:
+    def tap_offset(self, y: Any, x: int) -> Any:
         """Offset of tap (y, x) from the first one's, in the same channel."""
         g = self.geometry
         phase, column = x * g.dilation[1] % self.phases, x * g.dilation[1] // self.phases
