@@ -109,13 +109,6 @@ class ConvIO:
         self.panel.close()
         return self.panel.buffer, 0
 
-    def tap(self, image: Any, channel: Any, y: Any, x: int) -> tuple[Any, Any, int]:
-        """Tell where a tap of an image's pixels lies: buffer, offset, and from row to row."""
-        g, p = self.geometry, self.padded
-        if not p.needed:
-            return self.x, (image * g.in_channels + channel) * g.pixels, g.out_width
-        return self.source, p.channel_offset(channel) + p.tap_offset(y, x), p.row_stride
-
     def _block_length(self, block: Any) -> Any:
         depth = self.geometry.weight_shape[1]
         if depth <= self.kb:

@@ -21,6 +21,7 @@ from ...profile import SparsityProfile
 from ...targets import X86Machine
 from ...workload import Conv2dGeometry, Geometry, MatmulGeometry, Workload
 from ..base import Config
+from .pixel_tiles import pixel_tiles
 
 # Tokens or images assumed where the batch is symbolic.
 SYMBOLIC_TOKENS = 128
@@ -553,6 +554,57 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
         _by_level("dense_line", lines, lines, machine),
         {"dense_fma": extent.vectors * padded * columns * cycles_each * waiting},
     )
+
+
+def channel_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
+    """Count the events of the channel kernel.
+
+    It fetches weights while it multiplies: the longer of the two counts.
+    """
+    geometry, prices = workload.geometry, prices_of(machine)
+    assert geometry is not None
+    rows, columns = geometry.weight_shape
+    groups = getattr(geometry, "groups", 1)
+    images = (geometry.batch or SYMBOLIC_BATCH) if isinstance(geometry, Conv2dGeometry) else 1
+    vectors, lanes = int(config["mr"]) // machine.lanes, machine.lanes
+    panels = groups * math.ceil(rows // groups / int(config["mr"]))
+    blocks = math.ceil(columns / int(config["kb"]))
+    tiles = pixel_tiles(geometry, int(config["pixels"]))
+    sums = images * panels * tiles.height * tiles.width * vectors
+    multiplied = images * panels * columns * sum(
+        count * _step_cycles(pixels, vectors, machine) for pixels, count in tiles.sizes()
+    )
+    lines = panels * columns * vectors * lanes / 16
+    read = _by_level("gemv_line", images * lines, lines, machine)
+    reading = sum(getattr(prices, name) * count for name, count in read.items())
+    left = max(0.0, 1 - multiplied * prices.dense_fma / reading)
+    return _together(
+        {name: count * left for name, count in read.items()},
+        {
+            "dense_fma": multiplied,
+            "tile": float(sums * blocks),
+            "unit": float(images * panels * blocks * tiles.total),
+        },
+        _channel_movement(workload, machine, images * panels * vectors),
+    )
+
+
+def _step_cycles(pixels: int, vectors: int, machine: X86Machine) -> float:
+    """Cycles in which one tap meets a register tile: multiply-adds, loads, or the latency."""
+    return max(
+        pixels * vectors / machine.fma_per_cycle, (pixels + vectors) / 2, float(_FMA_LATENCY)
+    )
+
+
+def _channel_movement(workload: Workload, machine: X86Machine, vectors: int) -> dict[str, float]:
+    """Count what pads images and stores `vectors` of results for each pixel or token."""
+    geometry = workload.geometry
+    if isinstance(geometry, MatmulGeometry):
+        return {"write": float(vectors * (geometry.n or SYMBOLIC_TOKENS))}
+    assert geometry is not None
+    runs = math.ceil(geometry.pixels / machine.lanes) * machine.lanes
+    return {"pad": _padding_vectors(geometry, machine.lanes),
+            "store": vectors * runs * _rounds(machine)}  # fmt: skip
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:
