@@ -35,7 +35,11 @@ _LARGEST = 65535
 _ACCUMULATORS = 128
 
 # Keys that follow from the layer or the processor, so that another value is wrong code.
-_FIXED: dict[str, tuple[str, ...]] = {"dense_panels": ("groups",), "gemv": ("mr", "groups")}
+_FIXED: dict[str, tuple[str, ...]] = {
+    "dense_panels": ("groups",),
+    "gemv": ("mr", "groups"),
+    "channel_vectors": ("groups",),
+}
 
 # A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.
 SPARSE_MARGIN = 0.85
@@ -257,9 +261,17 @@ def _check_tile(
             f"{where} needs a multiple of {step} ({what}) as 'kb', or at least all {columns} "
             f"columns, not {kb}"
         )
-    if config.get("mr", 1) * config.get("nt", 1) > _ACCUMULATORS:
+    rows, vectors = config.get("mr", 1), config.get("nt", 1)
+    if "pixels" in config:
+        if rows % machine.lanes:
+            raise PlanError(
+                f"{where} needs a multiple of {machine.lanes} (the vector width) as 'mr', "
+                f"not {rows}"
+            )
+        rows, vectors = config["pixels"], rows // machine.lanes
+    if rows * vectors > _ACCUMULATORS:
         raise PlanError(
-            f"{where} asks for a tile of {config['mr']} x {config['nt']} vectors; at most "
+            f"{where} asks for a tile of {rows} x {vectors} vectors; at most "
             f"{_ACCUMULATORS} are sensible"
         )
 

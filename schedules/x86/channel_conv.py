@@ -24,9 +24,7 @@ class ChannelConv(ConvIO):
         """Tell where a tap of an image's channel lies."""
         g, p = self.geometry, self.padded
         if not p.needed:
-            return Activations(
-                self.x, (image * g.in_channels + channel) * g.pixels, g.out_width, 1
-            )
+            return Activations(self.x, (image * g.in_channels + channel) * g.pixels, g.out_width, 1)
         return Activations(
             self.source, p.channel_offset(channel) + p.tap_offset(y, x), p.row_stride, 1
         )

@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B

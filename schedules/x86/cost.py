@@ -88,8 +88,12 @@ class Prices:
         One vector of an image copied into its padded form.
     store, write : float
         One vector of results stored, by transposing or straight from the registers.
+    turn : float
+        One vector of results that the channel kernel transposes, out of the sums of all pixels.
     dense_fma : float
         One cycle of the dense kernel's multiply-adds, as its tile allows.
+    channel_fma : float
+        One such cycle of the channel kernel, whose weights are fetched ahead.
     gemv_fma : float
         One vector multiply-add of the kernel for a handful of tokens, its weight vector loaded.
     weight_line : float
@@ -125,8 +129,10 @@ class Prices:
     copy: float = 1.64
     pad: float = 4.41
     store: float = 3.02
+    turn: float = 6
     write: float = 0.702
     dense_fma: float = 1.08
+    channel_fma: float = 1.0
     gemv_fma: float = 1.26
     weight_line: float = 0.454
     dense_line: float = 7.8
@@ -158,8 +164,10 @@ PRICES: dict[int, Prices] = {
         copy=2.86,
         pad=8.61,
         store=3.49,
+        turn=6.5,
         write=0.7,
         dense_fma=1.09,
+        channel_fma=1.01,
         gemv_fma=1.28,
         weight_line=0.559,
         dense_line=10.4,
@@ -556,6 +564,10 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
     )
 
 
+# What registers that run short cost the channel kernel, by vector registers.
+_SPILLING: dict[int, float] = {32: 1.0, 16: 1.12}
+
+
 def channel_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
     """Count the events of the channel kernel.
 
@@ -571,17 +583,18 @@ def channel_events(workload: Workload, machine: X86Machine, config: Config) -> E
     blocks = math.ceil(columns / int(config["kb"]))
     tiles = pixel_tiles(geometry, int(config["pixels"]))
     sums = images * panels * tiles.height * tiles.width * vectors
-    multiplied = images * panels * columns * sum(
+    steps = images * panels * columns * _uneven(panels // groups, int(config["threads"]))
+    multiplied = steps * sum(
         count * _step_cycles(pixels, vectors, machine) for pixels, count in tiles.sizes()
     )
     lines = panels * columns * vectors * lanes / 16
     read = _by_level("gemv_line", images * lines, lines, machine)
     reading = sum(getattr(prices, name) * count for name, count in read.items())
-    left = max(0.0, 1 - multiplied * prices.dense_fma / reading)
+    left = max(0.0, 1 - multiplied * prices.channel_fma / reading)
     return _together(
         {name: count * left for name, count in read.items()},
         {
-            "dense_fma": multiplied,
+            "channel_fma": multiplied,
             "tile": float(sums * blocks),
             "unit": float(images * panels * blocks * tiles.total),
         },
@@ -589,11 +602,15 @@ def channel_events(workload: Workload, machine: X86Machine, config: Config) -> E
     )
 
 
+def _uneven(pieces: int, threads: int) -> float:
+    """Tell how much longer threads work that cannot share `pieces` evenly."""
+    return math.ceil(pieces / threads) * threads / pieces
+
+
 def _step_cycles(pixels: int, vectors: int, machine: X86Machine) -> float:
     """Cycles in which one tap meets a register tile: multiply-adds, loads, or the latency."""
-    return max(
-        pixels * vectors / machine.fma_per_cycle, (pixels + vectors) / 2, float(_FMA_LATENCY)
-    )
+    multiplied, loaded = pixels * vectors / machine.fma_per_cycle, (pixels + vectors) / 2
+    return _SPILLING[machine.registers] * max(multiplied, loaded, _FMA_LATENCY)
 
 
 def _channel_movement(workload: Workload, machine: X86Machine, vectors: int) -> dict[str, float]:
@@ -603,8 +620,8 @@ def _channel_movement(workload: Workload, machine: X86Machine, vectors: int) -> 
         return {"write": float(vectors * (geometry.n or SYMBOLIC_TOKENS))}
     assert geometry is not None
     runs = math.ceil(geometry.pixels / machine.lanes) * machine.lanes
-    return {"pad": _padding_vectors(geometry, machine.lanes),
-            "store": vectors * runs * _rounds(machine)}  # fmt: skip
+    padded = _padding_vectors(geometry, machine.lanes)
+    return {"pad": padded, "turn": vectors * runs * _rounds(machine)}
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:

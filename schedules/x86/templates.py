@@ -65,9 +65,8 @@ _CHANNEL_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((7, 3), (7, 2), (14, 2), (5, 4), (8, 2), (10, 2), (3, 7)),
     16: ((4, 2), (6, 2), (3, 3), (4, 3), (2, 4), (7, 1)),
 }
-# Pixels or tokens up to which the kernel is considered: beyond, its sums leave the caches.
-_MOST_PIXELS = 1024
-_MOST_FEW_TOKENS = 64
+# Pixels of an image or tokens up to which it is considered: beyond, its sums leave L2.
+_MOST_CHANNEL_COLUMNS = 4096
 # The share of L1 that a block of its weights takes.
 _WEIGHTS_OF_L1 = 0.5
 
@@ -315,11 +314,10 @@ def _supports_channels(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
         return Match(False, "takes activations in rows, not in panels")
-    if isinstance(geometry, MatmulGeometry):
-        few = geometry.n is not None and geometry.n <= _MOST_FEW_TOKENS
-        return Match(few, "" if few else f"only for 1 to {_MOST_FEW_TOKENS} tokens")
-    if columns_of(workload) > _MOST_PIXELS:
-        return Match(False, f"only for images of up to {_MOST_PIXELS} pixels")
+    if isinstance(geometry, MatmulGeometry) and geometry.n is None:
+        return Match(False, "needs a known number of tokens")
+    if columns_of(workload) > _MOST_CHANNEL_COLUMNS:
+        return Match(False, f"only for up to {_MOST_CHANNEL_COLUMNS} pixels of an image, or tokens")
     return Match(True)
 
 
