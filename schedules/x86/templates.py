@@ -395,6 +395,7 @@ def _channel_space(workload: Workload, machine: X86Machine) -> list[Config]:
 def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, int]]:
     """List the register tiles that leave room for what else is held; all if none does."""
     geometry, tiles = workload.geometry, _CHANNEL_TILES[machine.registers]
+    assert geometry is not None
     taps = geometry.kernel[1] if isinstance(geometry, Conv2dGeometry) else 1
 
     def fits(most: int, vectors: int) -> bool:
