@@ -62,8 +62,8 @@ _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 # Register tiles of the channel kernel (pixels, vectors). Seven pixels are a row, or half of one, of
 # the images that are small.
 _CHANNEL_TILES: dict[int, tuple[tuple[int, int], ...]] = {
-    32: ((7, 3), (7, 2), (14, 2), (5, 4), (8, 2), (10, 2), (3, 7)),
-    16: ((4, 2), (6, 2), (3, 3), (4, 3), (2, 4), (7, 1)),
+    32: ((7, 2), (14, 2), (7, 3), (5, 4), (8, 2)),
+    16: ((4, 2), (6, 2), (4, 3), (2, 4)),
 }
 # Pixels of an image or tokens up to which it is considered: beyond, its sums leave L2.
 _MOST_CHANNEL_COLUMNS = 4096
