@@ -90,7 +90,7 @@ CONFIGS = 3
 
 
 RESULTS = Path(__file__).parent / "results" / "kernel_times.jsonl"
-DENSE = ("dense_panels", "gemv")
+DENSE = ("dense_panels", "gemv", "channel_vectors")
 SPARSE = ("register_tile", "sliced_rows")
 
 
@@ -192,7 +192,7 @@ def cases(machine, all_configs=False):
 
 def key_of(workload, shape, density, name, config):
     """Name a case in the file of results."""
-    tile = f"{config.get('mr')}x{config.get('nt')}x{config.get('kb')}"
+    tile = f"{config.get('mr')}x{config.get('nt', config.get('pixels'))}x{config.get('kb')}"
     where, geometry = "x".join(map(str, shape)), workload.geometry
     if workload.op == "matmul":
         where += f"@{geometry.n}"

@@ -39,7 +39,11 @@ _KERNELS = frozenset(template.name for template in ALL_TEMPLATES)
 _LARGEST = 65535
 
 # Keys that follow from the layer or the processor, so that another value is wrong code.
-_FIXED: dict[str, tuple[str, ...]] = {"dense_panels": ("groups",), "gemv": ("mr", "groups")}
+_FIXED: dict[str, tuple[str, ...]] = {
+    "dense_panels": ("groups",),
+    "gemv": ("mr", "groups"),
+    "channel_vectors": ("groups",),
+}
 
 # A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.
 SPARSE_MARGIN = 0.85

@@ -42,7 +42,7 @@ def sparse_pipeline(
     `relax.build(..., params=...)` does not), or use `tvm_sparse.build(mod, target, params)`. Layers
     are decided by tuning records, and by the cost model where there are none. The target is the one
     in scope, as for every TVM pipeline. A function that cannot be rewritten, for example because it
-    branches at run time, stays dense, with a Python warning that says why.
+    has side effects, and what stands in branches, stays dense, with a Python warning that says why.
 
     Parameters
     ----------
@@ -111,6 +111,9 @@ class _Rewriter:
         except ModelError as error:
             warnings.warn(f"tvm_sparse leaves '{name}' dense: {error}", stacklevel=2)
             return mod
+        # Here is no report that they could stand in.
+        for note in model.notes:
+            warnings.warn(f"tvm_sparse, in '{name}': {note}", stacklevel=2)
         return _back_to(self._lower(model), name)
 
     def finish(self) -> None:

@@ -219,7 +219,7 @@ class ConvIO:
         if not is_long(self.epilogue):
 
             def store_row(row: Any, registers: Sequence[Any]) -> None:
-                self._store_run(tile.width, row, image, first, registers, None)
+                self.store_run(tile.width, row, image, first, registers, None)
 
             each_row(tile, rows, channels, store_row)
             return
@@ -228,9 +228,9 @@ class ConvIO:
         for r, row in enumerate(rows):
             B.buffer_store(self.order, row, [r])
         with B.serial(0, tile.mr) as r, B.If(self.order[r] < channels), B.Then():
-            self._store_run(tile.width, self.order[r], image, first, self.scratch, r * tile.width)
+            self.store_run(tile.width, self.order[r], image, first, self.scratch, r * tile.width)
 
-    def _store_run(
+    def store_run(
         self, width: int, row: Any, image: Any, first: Any, values: Any, offset: Any
     ) -> None:
         """Store one row of the tile: from its registers, or from `values` at a given `offset`."""
@@ -299,7 +299,7 @@ class PaddedImage:
         """Offset of a channel's first plane."""
         return channel * (self.phases * self.plane)
 
-    def tap_offset(self, y: int, x: int) -> int:
+    def tap_offset(self, y: Any, x: int) -> Any:
         """Offset of tap (y, x) from the first one's, in the same channel."""
         g = self.geometry
         phase, column = x * g.dilation[1] % self.phases, x * g.dilation[1] // self.phases

@@ -22,6 +22,7 @@ from ...targets import X86Machine
 from ...workload import Conv2dGeometry, Epilogue, Geometry, MatmulGeometry, Workload
 from ..base import Config
 from ..epilogue import LONG
+from .pixel_tiles import pixel_tiles
 
 # Tokens or images assumed where the batch is symbolic.
 SYMBOLIC_TOKENS = 128
@@ -92,8 +93,12 @@ class Prices:
         One vector of an image copied into its padded form.
     store, write : float
         One vector of results stored, by transposing or straight from the registers.
+    turn : float
+        One vector of results that the channel kernel transposes, out of the sums of all pixels.
     dense_fma : float
         One cycle of the dense kernel's multiply-adds, as its tile allows.
+    channel_fma : float
+        One such cycle of the channel kernel, whose weights are fetched ahead.
     gemv_fma : float
         One vector multiply-add of the kernel for a handful of tokens, its weight vector loaded.
     weight_line : float
@@ -129,8 +134,10 @@ class Prices:
     copy: float = 1.64
     pad: float = 4.41
     store: float = 3.02
+    turn: float = 6
     write: float = 0.702
     dense_fma: float = 1.08
+    channel_fma: float = 1.0
     gemv_fma: float = 1.26
     weight_line: float = 0.454
     dense_line: float = 7.8
@@ -162,8 +169,10 @@ PRICES: dict[int, Prices] = {
         copy=2.86,
         pad=8.61,
         store=3.49,
+        turn=6.5,
         write=0.7,
         dense_fma=1.09,
+        channel_fma=1.01,
         gemv_fma=1.28,
         weight_line=0.559,
         dense_line=10.4,
@@ -574,6 +583,66 @@ def dense_events(workload: Workload, machine: X86Machine, config: Config) -> Eve
         _by_level("dense_line", lines, lines, machine),
         {"dense_fma": extent.vectors * padded * columns * cycles_each * waiting},
     )
+
+
+# What registers that run short cost the channel kernel, by vector registers.
+_SPILLING: dict[int, float] = {32: 1.0, 16: 1.12}
+
+
+def channel_events(workload: Workload, machine: X86Machine, config: Config) -> Events:
+    """Count the events of the channel kernel.
+
+    It fetches weights while it multiplies: the longer of the two counts.
+    """
+    geometry, prices = workload.geometry, prices_of(machine)
+    assert geometry is not None
+    rows, columns = geometry.weight_shape
+    groups = getattr(geometry, "groups", 1)
+    images = (geometry.batch or SYMBOLIC_BATCH) if isinstance(geometry, Conv2dGeometry) else 1
+    vectors, lanes = int(config["mr"]) // machine.lanes, machine.lanes
+    panels = groups * math.ceil(rows // groups / int(config["mr"]))
+    blocks = math.ceil(columns / int(config["kb"]))
+    tiles = pixel_tiles(geometry, int(config["pixels"]))
+    sums = images * panels * tiles.height * tiles.width * vectors
+    steps = images * panels * columns * _uneven(panels // groups, int(config["threads"]))
+    multiplied = steps * sum(
+        count * _step_cycles(pixels, vectors, machine) for pixels, count in tiles.sizes()
+    )
+    lines = panels * columns * vectors * lanes / 16
+    read = _by_level("gemv_line", images * lines, lines, machine)
+    reading = sum(getattr(prices, name) * count for name, count in read.items())
+    left = max(0.0, 1 - multiplied * prices.channel_fma / reading)
+    return _together(
+        {name: count * left for name, count in read.items()},
+        {
+            "channel_fma": multiplied,
+            "tile": float(sums * blocks),
+            "unit": float(images * panels * blocks * tiles.total),
+        },
+        _channel_movement(workload, machine, images * panels * vectors),
+    )
+
+
+def _uneven(pieces: int, threads: int) -> float:
+    """Tell how much longer threads work that cannot share `pieces` evenly."""
+    return math.ceil(pieces / threads) * threads / pieces
+
+
+def _step_cycles(pixels: int, vectors: int, machine: X86Machine) -> float:
+    """Cycles in which one tap meets a register tile: multiply-adds, loads, or the latency."""
+    multiplied, loaded = pixels * vectors / machine.fma_per_cycle, (pixels + vectors) / 2
+    return _SPILLING[machine.registers] * max(multiplied, loaded, _FMA_LATENCY)
+
+
+def _channel_movement(workload: Workload, machine: X86Machine, vectors: int) -> dict[str, float]:
+    """Count what pads images and stores `vectors` of results for each pixel or token."""
+    geometry = workload.geometry
+    if isinstance(geometry, MatmulGeometry):
+        return {"write": float(vectors * (geometry.n or SYMBOLIC_TOKENS))}
+    assert geometry is not None
+    runs = math.ceil(geometry.pixels / machine.lanes) * machine.lanes
+    padded = _padding_vectors(geometry, machine.lanes)
+    return {"pad": padded, "turn": vectors * runs * _rounds(machine)}
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:

@@ -48,9 +48,15 @@ def token_rows(vectors: Vectors, columns: Sequence[Any], tokens: Any) -> Iterato
         How many there are from the first one on, perhaps more than lanes.
     """
     v = vectors
-    transposed = v.transpose(columns)
-    scratch = B.alloc_buffer((v.lanes * v.lanes,), "float32", scope="global")
-    for i, row in enumerate(transposed):
-        v.store(scratch, row, i * v.lanes)
+    rows = transposed(v, columns)
     with B.serial(0, T.min(T.Cast("int32", tokens), v.lanes)) as i:
-        yield i, v.keep(v.load(scratch, i * v.lanes))
+        yield i, v.keep(v.load(rows, i * v.lanes))
+
+
+def transposed(vectors: Vectors, rows: Sequence[Any]) -> Any:
+    """Transpose a square of vectors; return a buffer of its own that holds the columns."""
+    v = vectors
+    scratch = B.alloc_buffer((v.lanes * v.lanes,), "float32", scope="global")
+    for i, column in enumerate(v.transpose(rows)):
+        v.store(scratch, column, i * v.lanes)
+    return scratch

@@ -18,6 +18,9 @@ from ...targets import X86Machine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
 from . import cost
+from .channel_conv import ChannelConv
+from .channel_kernel import ChannelShape, build_channel_kernel
+from .channel_matmul import ChannelMatmul
 from .conv_io import ConvIO
 from .dense_kernel import PARALLEL_MICROSECONDS
 from .depthwise import depthwise_conv2d
@@ -27,6 +30,7 @@ from .metaschedule import METASCHEDULE
 from .panel_kernel import PanelShape, Weight, build_panel_kernel
 from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
+from .pixel_tiles import pixel_tiles
 
 # Blocks of a matmul's columns are whole vectors of every width, whichever one the kernel takes.
 BLOCK_STEP = 16
@@ -56,6 +60,17 @@ _DENSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((6, 4), (8, 3), (12, 2), (14, 2), (16, 1), (4, 4), (3, 4), (1, 4)),
     16: ((4, 3), (6, 2), (12, 1), (2, 4), (1, 4)),
 }
+
+# Register tiles of the channel kernel (pixels, vectors). Seven pixels are a row, or half of one, of
+# the images that are small.
+_CHANNEL_TILES: dict[int, tuple[tuple[int, int], ...]] = {
+    32: ((7, 2), (14, 2), (7, 3), (5, 4), (8, 2)),
+    16: ((4, 2), (6, 2), (4, 3), (2, 4)),
+}
+# Pixels of an image or tokens up to which it is considered: beyond, its sums leave L2.
+_MOST_CHANNEL_COLUMNS = 4096
+# The share of L1 that a block of its weights takes.
+_WEIGHTS_OF_L1 = 0.5
 
 # How much of L1 a block of activations takes: somewhat more than all of it, the usual best, since
 # L2 serves the rest beside the arithmetic; in sparse kernels also all of it, or far more where
@@ -188,21 +203,33 @@ def _dense_space(workload: Workload, machine: X86Machine) -> list[Config]:
 
 
 def _check_tile(workload: Workload, machine: X86Machine, config: Config) -> str:
+    return _check_block(workload, machine, config) or _check_sums(config["mr"], config["nt"])
+
+
+def _check_channels(workload: Workload, machine: X86Machine, config: Config) -> str:
+    if config["mr"] % machine.lanes:
+        return f"needs a multiple of {machine.lanes} (the vector width) as 'mr', not {config['mr']}"
+    return _check_block(workload, machine, config) or _check_sums(
+        config["pixels"], config["mr"] // machine.lanes
+    )
+
+
+def _check_block(workload: Workload, machine: X86Machine, config: Config) -> str:
     assert workload.geometry is not None
     step = block_step(workload, machine.lanes)
     columns, kb = workload.geometry.weight_shape[1], config["kb"]
-    if kb % step and kb < columns:
-        what = "the vector width" if workload.op == "matmul" else "the taps of a channel"
-        return (
-            f"needs a multiple of {step} ({what}) as 'kb', or at least all {columns} columns, "
-            f"not {kb}"
-        )
-    if config["mr"] * config["nt"] > _ACCUMULATORS:
-        return (
-            f"asks for a tile of {config['mr']} x {config['nt']} vectors; at most "
-            f"{_ACCUMULATORS} are sensible"
-        )
-    return ""
+    if kb % step == 0 or kb >= columns:
+        return ""
+    what = "the vector width" if workload.op == "matmul" else "the taps of a channel"
+    return (
+        f"needs a multiple of {step} ({what}) as 'kb', or at least all {columns} columns, not {kb}"
+    )
+
+
+def _check_sums(rows: int, vectors: int) -> str:
+    if rows * vectors <= _ACCUMULATORS:
+        return ""
+    return f"asks for a tile of {rows} x {vectors} vectors; at most {_ACCUMULATORS} are sensible"
 
 
 def _shape(
@@ -315,6 +342,17 @@ def _supports_gemv(workload: Workload, machine: X86Machine) -> Match:
     return Match(True)
 
 
+def _supports_channels(workload: Workload, machine: X86Machine) -> Match:
+    geometry = workload.geometry
+    if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
+        return Match(False, "takes activations in rows, not in panels")
+    if isinstance(geometry, MatmulGeometry) and geometry.n is None:
+        return Match(False, "needs a known number of tokens")
+    if columns_of(workload) > _MOST_CHANNEL_COLUMNS:
+        return Match(False, f"only for up to {_MOST_CHANNEL_COLUMNS} pixels of an image, or tokens")
+    return Match(True)
+
+
 def _supports_depthwise(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if not isinstance(geometry, Conv2dGeometry) or not geometry.is_depthwise:
@@ -342,6 +380,12 @@ def _gemv_events(
     return cost.gemv_events(workload, machine)
 
 
+def _channel_events(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> cost.Events:
+    return cost.channel_events(workload, machine, config)
+
+
 def _depthwise_events(
     workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
 ) -> cost.Events:
@@ -357,6 +401,70 @@ def _gemv_space(workload: Workload, machine: X86Machine) -> list[Config]:
 
 def _depthwise_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return [{"threads": workload.threads}]
+
+
+def _channel_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    geometry = workload.geometry
+    assert geometry is not None
+    groups = getattr(geometry, "groups", 1)
+    rows, columns = geometry.weight_shape
+    widest = math.ceil(rows // groups / machine.lanes)
+    configs: dict[tuple[int, int], Config] = {}
+    for most, nv in _channel_tiles(workload, machine):
+        vectors = min(nv, widest)
+        mr = vectors * machine.lanes
+        step = block_step(workload, machine.lanes)
+        kb = block_length(columns, mr, int(_WEIGHTS_OF_L1 * machine.l1_bytes) // 4, step)
+        config = {"mr": mr, "pixels": most, "kb": kb, "groups": groups, "threads": 1}
+        events = cost.channel_events(workload, machine, config)
+        if cost.microseconds(events, workload, machine, config) >= PARALLEL_MICROSECONDS:
+            config["threads"] = min(workload.threads, math.ceil(rows // groups / mr))
+        largest = max(pixels for pixels, _ in pixel_tiles(geometry, most).sizes())
+        configs.setdefault((largest, vectors), config)
+    return list(configs.values())
+
+
+def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, int]]:
+    """List the register tiles that leave room for what else is held; all if none does."""
+    geometry, tiles = workload.geometry, _CHANNEL_TILES[machine.registers]
+    assert geometry is not None
+    taps = geometry.kernel[1] if isinstance(geometry, Conv2dGeometry) else 1
+
+    def fits(most: int, vectors: int) -> bool:
+        across = pixel_tiles(geometry, most).across.nt
+        pixels = max(pixels for pixels, _ in pixel_tiles(geometry, most).sizes())
+        needed = (pixels + 1) * vectors
+        # Neighbouring taps share activations, which the compiler keeps from one to the next.
+        spread = pixels // across * (across + taps - 1) - 1 if taps > 1 else 1
+        return needed + spread <= machine.registers
+
+    return [tile for tile in tiles if fits(*tile)] or list(tiles)
+
+
+def _build_channels(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    geometry = workload.geometry
+    assert geometry is not None
+    groups, taps = int(packed.config["groups"]), getattr(geometry, "kernel", (1, 1))
+    mr, kb = int(packed.config["mr"]), int(config["kb"])
+    io: ChannelMatmul | ChannelConv
+    if isinstance(geometry, MatmulGeometry):
+        io = ChannelMatmul(geometry, workload.epilogue, machine.lanes, mr, kb)
+    else:
+        io = ChannelConv(geometry, workload.epilogue, machine.lanes, mr, kb)
+    shape = ChannelShape(
+        rows=packed.shape[0] // groups,
+        depth=packed.shape[1] // math.prod(taps),
+        kernel=taps,
+        groups=groups,
+        vectors=mr // machine.lanes,
+        block=math.ceil(kb / math.prod(taps)),
+        lanes=machine.lanes,
+        threads=int(config["threads"]),
+    )
+    name = "gemm" if workload.op == "matmul" else "conv"
+    return build_channel_kernel(name, shape, io, pixel_tiles(geometry, int(config["pixels"])))
 
 
 def _build_depthwise(
@@ -420,6 +528,15 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         space=_gemv_space,
         build=build_gemv,
         **_priced(_gemv_events),
+    ),
+    KernelTemplate(
+        name="channel_vectors",
+        format="dense",
+        supports=_supports_channels,
+        space=_channel_space,
+        build=_build_channels,
+        check=_check_channels,
+        **_priced(_channel_events),
     ),
     KernelTemplate(
         name="depthwise",

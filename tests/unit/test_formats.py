@@ -11,7 +11,7 @@ from tvm_sparse.formats.splitting import split_rows
 
 # Format -> configurations that its contract is tested with.
 CONFIGS = {
-    "dense": [{"mr": 1}, {"mr": 6}],
+    "dense": [{"mr": 1}, {"mr": 6}, {"mr": 48}],
     "plain": [{}],
     "register_tiled": [
         {"mr": 1, "kb": 16},

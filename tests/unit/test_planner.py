@@ -296,6 +296,16 @@ def test_a_configuration_that_makes_no_kernel_is_refused_in_a_sentence(kernel, c
         check_config("fc", template_named(kernel), WORKLOAD, AVX512, config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"mr": 24}, "multiple of 16"), ({"pixels": 90}, "90 x 2 vectors")]
+)
+def test_panels_of_channels_are_whole_vectors_and_their_tiles_sensible(changes, words):
+    kernel = "channel_vectors"
+    config = {**config_of(kernel), "mr": 32, **changes}
+    with pytest.raises(PlanError, match=words):
+        check_config("fc", template_named(kernel), WORKLOAD, AVX512, config)
+
+
 def test_what_follows_from_the_layer_cannot_be_chosen():
     with pytest.raises(PlanError, match="has to have 1 as 'groups' here, not 3"):
         config = config_of("dense_panels", groups=3)

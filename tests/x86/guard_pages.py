@@ -29,10 +29,10 @@ _POISON = 0xFF
 _replacements: list[ctypes.CDLL] = []  # stay loaded as long as kernels may call them
 
 _CHILD = """
-import importlib, sys
+import importlib, os, sys
 # tvm_ffi imports PyTorch where it is installed: seconds, for nothing that is needed here.
 sys.modules["torch"] = None
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1].split(os.pathsep)
 getattr(importlib.import_module(sys.argv[2]), sys.argv[3])(*sys.argv[4:])
 """
 
@@ -96,7 +96,8 @@ def run_in_child(module: str, function: str, *arguments: object) -> tuple[str, l
     lines : list of str
         What it printed.
     """
-    folder = str(Path(__file__).parent)
+    here = Path(__file__).parent
+    folder = os.pathsep.join(map(str, (here, here.parent)))
     command = [sys.executable, "-c", _CHILD, folder, module, function, *map(str, arguments)]
     environment = {**os.environ, "TVM_NUM_THREADS": "2"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

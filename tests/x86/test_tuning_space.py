@@ -153,6 +153,13 @@ SMALL: dict[str, tuple[Geometry, ...]] = {
         Conv2dGeometry(1, 6, 9, 11, 18, (3, 3), padding=AROUND, groups=2),
         Conv2dGeometry(1, 6, 8, 8, 6, (3, 3), groups=6),
     ),
+    "channel_vectors": (
+        MatmulGeometry(29, 45, 17),
+        MatmulGeometry(40, 30, 1),
+        Conv2dGeometry(1, 6, 9, 13, 17, (3, 3), (2, 2), AROUND),
+        Conv2dGeometry(2, 20, 5, 5, 40, (1, 1)),
+        Conv2dGeometry(1, 6, 7, 7, 18, (3, 3), padding=AROUND, groups=2),
+    ),
     "gemv": (MatmulGeometry(21, 30, 1), MatmulGeometry(40, 16, 3)),
     "depthwise": (
         Conv2dGeometry(1, 5, 9, 12, 5, (3, 3), (2, 2), AROUND, groups=5),
@@ -161,7 +168,14 @@ SMALL: dict[str, tuple[Geometry, ...]] = {
 }
 SMALL["sliced_rows"] = SMALL["register_tile"]
 # Kernels to build of each template: all these together take seconds.
-_BUILT = {"register_tile": 8, "sliced_rows": 7, "dense_panels": 6, "gemv": 2, "depthwise": 2}
+_BUILT = {
+    "register_tile": 8,
+    "sliced_rows": 7,
+    "dense_panels": 6,
+    "channel_vectors": 6,
+    "gemv": 2,
+    "depthwise": 2,
+}
 # Masks of this many rows have 255 pieces of code, which LLVM works on for up to a quarter minute.
 _DEAR_MASKS = 8
 # So small a cache cuts even these shapes into several blocks.

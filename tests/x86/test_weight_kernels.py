@@ -16,6 +16,8 @@ from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 SPARSE = ["register_tile", "sliced_rows"]
 TEMPLATES = [*SPARSE, "dense_panels"]
+# Those that compute any convolution, and any matrix product of a known number of tokens in rows.
+ALL = [*TEMPLATES, "channel_vectors"]
 # One below, at and above a vector and a panel, primes, one.
 SIZES = [1, 2, 3, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65, 67]
 sizes = st.sampled_from(SIZES)
@@ -55,6 +57,32 @@ def test_a_handful_of_tokens_agrees_with_float64(lanes, m, k, n, epilogue, seed)
     check_kernel("gemv", workload, weight_for(geometry, 1.0, seed), lanes, seed=seed)
 
 
+@pytest.mark.parametrize("lanes", [16, 8, 4])
+@settings(max_examples=6)
+@given(
+    m=sizes,
+    k=sizes,
+    n=sizes,
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_tokens_one_by_one_agree_with_float64(lanes, m, k, n, epilogue, seed):
+    workload = Workload("matmul", MatmulGeometry(m, k, n), epilogue=EPILOGUES[epilogue])
+    weight = weight_for(workload.geometry, 1.0, seed)
+    check_kernel("channel_vectors", workload, weight, lanes, {"kb": 32}, seed=seed)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5, 8, 10, 13, 14])
+def test_images_are_cut_into_rectangles_that_cover_each_pixel_once(size):
+    geometry = Conv2dGeometry(1, 24, size, size, 40, (3, 3), padding=(1, 1, 1, 1))
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias+residual+relu"])
+    template = template_named("channel_vectors")
+    for config in template.space(workload, machine(16)):
+        # Several blocks: what two rectangles shared would be summed up twice.
+        config = {**config, "kb": 72}
+        check_kernel(template.name, workload, weight_for(geometry, 1.0, 0), 16, config)
+
+
 @st.composite
 def convolutions(draw, grouped=False):
     kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
@@ -77,7 +105,7 @@ def convolutions(draw, grouped=False):
 
 
 @pytest.mark.parametrize("lanes", [16, 8])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ALL)
 @settings(max_examples=8)
 @given(
     geometry=convolutions(),
@@ -92,14 +120,15 @@ def test_convolution_agrees_with_float64(template, lanes, geometry, density, epi
     check_kernel(template, workload, weight, lanes, blocks, seed=seed)
 
 
+@pytest.mark.parametrize("template", ["dense_panels", "channel_vectors"])
 @settings(max_examples=8)
 @given(geometry=convolutions(grouped=True), epilogue=st.sampled_from(list(EPILOGUES)))
-def test_grouped_convolution_agrees_with_float64(geometry, epilogue):
+def test_grouped_convolution_agrees_with_float64(template, geometry, epilogue):
     workload = Workload("conv2d", geometry, epilogue=EPILOGUES[epilogue])
-    check_kernel("dense_panels", workload, weight_for(geometry, 1.0, 0), 8)
+    check_kernel(template, workload, weight_for(geometry, 1.0, 0), 8)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ALL)
 @pytest.mark.parametrize("pixels", [(7, 7), (14, 14), (16, 16)])
 def test_pointwise_convolution_reads_the_image_in_place(template, pixels):
     geometry = Conv2dGeometry(2, 40, *pixels, 23, (1, 1))
@@ -140,7 +169,7 @@ def test_activations_in_panels_agree_with_float64(
 
 
 @pytest.mark.parametrize("op", ["matmul", "conv2d"])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ALL)
 def test_every_configuration_of_the_space_agrees_with_float64(template, op):
     geometry = (
         MatmulGeometry(50, 130, 70)
@@ -154,7 +183,7 @@ def test_every_configuration_of_the_space_agrees_with_float64(template, op):
 
 
 @pytest.mark.parametrize("n", [64, 300])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ALL)
 def test_threads_share_a_layer(template, n):
     geometry = MatmulGeometry(200, 96, n)
     workload = Workload("matmul", geometry, epilogue=EPILOGUES["bias+residual+relu"])
@@ -164,7 +193,7 @@ def test_threads_share_a_layer(template, n):
     check_kernel(template, workload, weight_for(geometry, 0.2, 0), 16, config, threads=2)
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ALL)
 def test_threads_share_a_convolution(template):
     geometry = Conv2dGeometry(2, 12, 20, 20, 40, (3, 3), padding=(1, 1, 1, 1))
     workload = Workload("conv2d", geometry, epilogue=EPILOGUES["bias"])
@@ -175,7 +204,7 @@ def test_threads_share_a_convolution(template):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", ALL)
 def test_nan_and_inf_in_the_weight_reach_the_result(template, value):
     geometry = MatmulGeometry(20, 30, 17)
     weight = weight_for(geometry, 0.3, 0)
@@ -205,6 +234,17 @@ def test_depthwise_convolution_agrees_with_float64():
         ("gemv", Workload("matmul", MatmulGeometry(8, 8, 9)), "1 to 8 tokens"),
         ("gemv", Workload("matmul", MatmulGeometry(8, 8, 2, "panels")), "in panels"),
         ("sliced_rows", Workload("matmul", MatmulGeometry(8, 8, None, "panels")), "known number"),
+        (
+            "channel_vectors",
+            Workload("matmul", MatmulGeometry(8, 8, None)),
+            "known number",
+        ),
+        ("channel_vectors", Workload("matmul", MatmulGeometry(8, 8, 9, "panels")), "in panels"),
+        (
+            "channel_vectors",
+            Workload("conv2d", Conv2dGeometry(1, 8, 80, 80, 8, (3, 3))),
+            "4096 pixels",
+        ),
         ("depthwise", Workload("matmul", MatmulGeometry(8, 8, 9)), "only for depthwise"),
     ],
 )

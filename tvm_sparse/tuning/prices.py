@@ -27,6 +27,7 @@ FLOORS: Mapping[str, float] = {
     "lone_fma": 0.5,
     "slice": 5.0,
     "dense_fma": 1.0,
+    "channel_fma": 1.0,
     "gemv_fma": 0.5,
     "pack": 1.0,
     "copy": 1.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_machine_code import pytestmark  # noqa: F401
+from test_cuda_machine_code import pytestmark  # noqa: F401
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
