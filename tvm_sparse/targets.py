@@ -264,15 +264,9 @@ def x86_machine(target: Any, threads: int | None = None) -> X86Machine:
 
 def _l1_bytes(mcpu: str) -> int:
     """Ask the system for the data cache, if the target is this machine's processor."""
-    usual = X86Machine.l1_bytes
-    if not _is_native(mcpu):
-        return usual
-    try:
-        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
-    except (ValueError, OSError):
-        return usual
-    # Some virtual machines say nothing or nonsense.
-    return size if 16 << 10 <= size <= 256 << 10 else usual
+    size = cache_bytes(1) if _is_native(mcpu) else X86Machine.l1_bytes
+    # Some virtual machines say nonsense.
+    return size if 16 << 10 <= size <= 256 << 10 else X86Machine.l1_bytes
 
 
 def _l3_bytes(mcpu: str) -> int:

@@ -84,25 +84,31 @@ class Spread:
 
 
 class Fields:
-    """Some consecutive uint16 numbers, read two at a time and taken apart by a shift.
+    """Some consecutive uint16 numbers, read up to four at a time and taken apart by shifts.
 
     Left to itself, LLVM computes neighbouring addresses in a vector register and moves them back
-    one by one, which costs more than the loads that it saves.
+    one by one, which costs more than the loads that it saves. Each load counts: between loads of
+    512 bits, one of a general register takes a core's loads for nearly a whole cycle.
     """
 
     def __init__(self, buffer: Any, at: Any, count: int) -> None:
-        self.words = []
-        for first in range(0, count, 2):
-            word = B.alloc_buffer((1,), "uint32", scope="global")
-            if first + 1 < count:
-                bits = T.reinterpret("uint32", buffer[B.ramp(at + first, 1, 2)])
+        self.words: list[tuple[Any, int]] = []
+        first = 0
+        while first < count:
+            held = next(size for size in (4, 2, 1) if first + size <= count)
+            bits = 16 * max(held, 2)
+            word = B.alloc_buffer((1,), f"uint{bits}", scope="global")
+            if held > 1:
+                value = T.reinterpret(f"uint{bits}", buffer[B.ramp(at + first, 1, held)])
             else:
-                bits = T.Cast("uint32", buffer[at + first])
-            B.buffer_store(word, bits, [0])
-            self.words.append(word)
+                value = T.Cast("uint32", buffer[at + first])
+            B.buffer_store(word, value, [0])
+            self.words += [(word, index) for index in range(held)]
+            first += held
 
     def of(self, index: int) -> Any:
         """Return number `index` as int64."""
-        word = self.words[index // 2][0]
-        number = T.shift_right(word, T.uint32(16)) if index % 2 else word
-        return T.Cast("int64", T.bitwise_and(number, T.uint32(0xFFFF)))
+        word, place = self.words[index]
+        kind = T.uint64 if str(word.dtype) == "uint64" else T.uint32
+        number = T.shift_right(word[0], kind(16 * place)) if place else word[0]
+        return T.Cast("int64", T.bitwise_and(number, kind(0xFFFF)))
