@@ -76,6 +76,9 @@ _WEIGHTS_OF_L1 = 0.5
 # L2 serves the rest beside the arithmetic; in sparse kernels also all of it, or far more where
 # nonzeros are few and blocks dear.
 _BLOCKS_OF_L1 = (1.5, 1, 6)
+# Blocks of one vector a column are read a line here and a line there: what falls out of L1 is
+# dear, and the weight's streams take their share of it.
+_THIN_BLOCKS_OF_L1 = (0.75, 0.5)
 
 
 def block_length(columns: int, width: int, floats: int, step: int) -> int:
@@ -176,7 +179,7 @@ def _space_over(
         width = nt * machine.lanes
         lengths = [
             block_length(columns, width, int(share * machine.l1_bytes) // 4, step)
-            for share in _BLOCKS_OF_L1
+            for share in (_BLOCKS_OF_L1 if nt > 1 else _THIN_BLOCKS_OF_L1)
         ]
         for kb in dict.fromkeys(lengths):
             config = {"mr": min(mr, rows), "nt": nt, "kb": kb, "multiple": 0}

@@ -80,3 +80,11 @@ def test_the_chains_of_dense_operators_are_valid_models(name):
 
     inferred = onnx.shape_inference.infer_shapes(OPERATORS[name](), strict_mode=True)
     onnx.checker.check_model(inferred, full_check=True)
+
+
+def test_estimates_of_gpus_name_what_binds_and_the_dense_peak():
+    from cuda_estimates import DENSITIES, TARGETS, table
+
+    case = {"us": 10.0, "dense_peak_us": 20.0, "binds": "shared memory"}
+    text = table({"layer": {f"{t} {d}": case for t in TARGETS for d in DENSITIES}})
+    assert text.splitlines()[-1].startswith("| layer | 10 (2.0x; shared memory) |")
