@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,6 @@ def machine_code(arch: str) -> Iterator[None]:
         When neither nvcc nor NVRTC (the package cuda-python) is installed, or TVM's CUDA runtime
         cannot be loaded.
     """
-    import tvm_ffi
-
     nvcc = find_nvcc()
     if nvcc is None and importlib.util.find_spec("cuda") is None:
         raise TargetError(
@@ -87,10 +85,17 @@ def machine_code(arch: str) -> Iterator[None]:
     if nvcc is None:
         yield
         return
+    with compiled_by(lambda source: compile_source(nvcc, source, arch)):
+        yield
+
+
+@contextmanager
+def compiled_by(compiler: Callable[[str], bytes]) -> Iterator[None]:
+    """Have TVM's CUDA source compiled by a function while the block runs."""
+    import tvm_ffi
+
     before = tvm_ffi.get_global_func(_CALLBACK)
-    tvm_ffi.register_global_func(
-        _CALLBACK, lambda source: compile_source(nvcc, source, arch), override=True
-    )
+    tvm_ffi.register_global_func(_CALLBACK, compiler, override=True)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ...formats.row_tiles import rounded_most
 from ...profile import SparsityProfile
 from ...targets import CudaMachine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -57,7 +58,7 @@ def expected_most(profile: SparsityProfile, mt: int, kb: int, step: int) -> int:
     """Guess how many nonzeros, padded to steps, the fullest tile has in a block."""
     mean = profile.density * mt * kb + mt * (step - 1) / 2
     most = min(mt * kb + mt * step, _FULLEST * mean + 4 * math.sqrt(mean) + step)
-    return math.ceil(most / 128) * 128
+    return rounded_most(most)
 
 
 def at_once(machine: CudaMachine, shape: TileShape, io: TileIO) -> int:

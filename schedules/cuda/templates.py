@@ -58,16 +58,22 @@ def _supports(workload: Workload, machine: CudaMachine) -> Match:
         return Match(False, "activations in panels are for processors")
     if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
         return Match(False, f"a convolution of {geometry.groups} groups has no sparse kernel")
-    if isinstance(geometry, Conv2dGeometry) and math.prod(geometry.kernel) > MAX_BLOCK:
+    if isinstance(geometry, Conv2dGeometry) and _taps(workload) > MAX_BLOCK:
         return Match(False, f"a kernel of {geometry.kernel} taps")
     return Match(True)
+
+
+def _taps(workload: Workload) -> int:
+    """Count the weight's columns of one channel."""
+    geometry = workload.geometry
+    return math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else 1
 
 
 def _space(workload: Workload, machine: CudaMachine) -> list[Config]:
     geometry = workload.geometry
     assert geometry is not None
     columns = geometry.weight_shape[1]
-    taps = math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else 1
+    taps = _taps(workload)
     widest = -(-_columns_a_grid(workload) // WARP)
     found: list[Config] = []
     for mt, warps, nt in _TILES:
@@ -90,9 +96,7 @@ def _columns_a_grid(workload: Workload) -> int:
 
 
 def _check(workload: Workload, machine: CudaMachine, config: Config) -> str:
-    geometry = workload.geometry
-    assert geometry is not None
-    taps = math.prod(geometry.kernel) if isinstance(geometry, Conv2dGeometry) else 1
+    taps = _taps(workload)
     if config["kb"] % taps:
         return f"needs whole channels of {taps} taps in 'kb', not {config['kb']} columns"
     if config["mt"] % config["warps"] or config["warps"] > _MOST_WARPS:

@@ -7,9 +7,8 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
-from ..epilogue import emit_epilogue
 from .channel_kernel import Activations, ChannelShape
-from .matmul_io import MatmulIO
+from .matmul_io import MatmulIO, store_features
 
 
 class ChannelMatmul(MatmulIO):
@@ -30,24 +29,8 @@ class ChannelMatmul(MatmulIO):
 
     def _store(self, sums: Any, token: Any, at: Any, feature: Any) -> None:
         v, m = self.vectors, self.geometry.m
-        base = token * m + feature
         left = T.Cast("int32", m - feature) if m % v.lanes else None
         # A panel may have whole vectors behind the last feature.
         with B.If(feature < m), B.Then():
-
-            def load(buffer: Any, at: Any) -> Any:
-                return v.keep(
-                    v.load(buffer, at) if left is None else v.load_masked(buffer, at, left)
-                )
-
-            result = emit_epilogue(
-                self.epilogue,
-                v.keep(v.load(sums, at)),
-                lambda index: load(self.channels[index], feature),
-                lambda index: load(self.tensors[index], base),
-                v.lanes,
-            )
-            if left is None:
-                v.store(self.y, result, base)
-            else:
-                v.store_masked(self.y, result, base, left)
+            acc = v.keep(v.load(sums, at))
+            store_features(self, acc, token * m + feature, feature, left)

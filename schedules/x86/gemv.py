@@ -13,9 +13,8 @@ from ...formats import PackedWeight
 from ...targets import X86Machine
 from ...workload import MatmulGeometry, Workload
 from ..base import Config
-from ..epilogue import emit_epilogue
 from ..vectors import Vectors
-from .matmul_io import argument, flat
+from .matmul_io import argument, flat, store_features
 
 # Tokens by vector registers: each has an accumulator for every vector of the weight.
 MAX_TOKENS: dict[int, int] = {32: 15, 16: 8}
@@ -101,23 +100,6 @@ class _Gemv:
                 self._store(token, (first + p) * v.lanes, v.load(register))
 
     def _store(self, token: int, feature: Any, acc: Any) -> None:
-        v, g = self.vectors, self.geometry
-        base = token * g.m + feature
-        left = T.Cast("int32", g.m - feature) if g.m % v.lanes else None
-
-        def load(buffer: Any, at: Any) -> Any:
-            if left is None:
-                return v.keep(v.load(buffer, at))
-            return v.keep(v.load_masked(buffer, at, left))
-
-        result = emit_epilogue(
-            self.epilogue,
-            acc,
-            lambda index: load(self.channels[index], feature),
-            lambda index: load(self.tensors[index], base),
-            v.lanes,
-        )
-        if left is None:
-            v.store(self.y, result, base)
-        else:
-            v.store_masked(self.y, result, base, left)
+        g = self.geometry
+        left = T.Cast("int32", g.m - feature) if g.m % self.vectors.lanes else None
+        store_features(self, acc, token * g.m + feature, feature, left)

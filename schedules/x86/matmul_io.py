@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -151,23 +151,40 @@ class MatmulIO:
         feature = low + square * v.lanes
         token = first + j * v.lanes
         with token_rows(v, rows, self.tokens - token) as (i, row):
-            base = (token + i) * m + feature
+            store_features(self, row, (token + i) * m + feature, feature, rest)
 
-            def load(buffer: Any, at: Any) -> Any:
-                value = v.load(buffer, at) if rest is None else v.load_masked(buffer, at, rest)
-                return v.keep(value)
 
-            result = emit_epilogue(
-                self.epilogue,
-                row,
-                lambda index: load(self.channels[index], feature),
-                lambda index: load(self.tensors[index], base),
-                v.lanes,
-            )
-            if rest is None:
-                v.store(self.y, result, base)
-            else:
-                v.store_masked(self.y, result, base, rest)
+class FeatureRows(Protocol):
+    """What results go through and to: an epilogue, its operands and y, as flat buffers."""
+
+    vectors: Vectors
+    epilogue: Epilogue
+    channels: list[Any]
+    tensors: list[Any]
+    y: Any
+
+
+def store_features(rows: FeatureRows, acc: Any, base: Any, feature: Any, left: Any) -> None:
+    """Send a vector of a token's features through the epilogue to `base`.
+
+    Only the first `left` of them exist; all do where it is None.
+    """
+    v = rows.vectors
+
+    def load(buffer: Any, at: Any) -> Any:
+        return v.keep(v.load(buffer, at) if left is None else v.load_masked(buffer, at, left))
+
+    result = emit_epilogue(
+        rows.epilogue,
+        acc,
+        lambda index: load(rows.channels[index], feature),
+        lambda index: load(rows.tensors[index], base),
+        v.lanes,
+    )
+    if left is None:
+        v.store(rows.y, result, base)
+    else:
+        v.store_masked(rows.y, result, base, left)
 
 
 def argument(name: str, shape: Sequence[Any]) -> Any:

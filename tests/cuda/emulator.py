@@ -11,19 +11,16 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tvm
-import tvm_ffi
 
+from tvm_sparse.cuda_toolkit import compiled_by
 from tvm_sparse.targets import resolve_target
-
-_CALLBACK = "tvm_callback_cuda_compile"
 
 HEADER = Path(__file__).with_name("emulator.hpp")
 
@@ -36,20 +33,10 @@ _SHARED = re.compile(r"extern __shared__ __align__\(\d+\) uchar (\w+)\[\];")
 def cuda_source(function: Any, target: Any = "cuda-sm80") -> str:
     """Generate the CUDA source of a PrimFunc."""
     resolved = resolve_target(target)
-    with resolved, _source_only():
+    # Only the source is wanted: TVM would compile it, once its CUDA runtime was loaded.
+    with resolved, compiled_by(lambda _source: b""):
         built = tvm.compile(function, resolved)
     return str(built.mod.imports[0].inspect_source("cuda"))
-
-
-@contextmanager
-def _source_only() -> Iterator[None]:
-    """Keep TVM from compiling the source, as it does once its CUDA runtime was loaded."""
-    before = tvm_ffi.get_global_func(_CALLBACK)
-    tvm_ffi.register_global_func(_CALLBACK, lambda _source: b"", override=True)
-    try:
-        yield
-    finally:
-        tvm_ffi.register_global_func(_CALLBACK, before, override=True)
 
 
 def emulate(

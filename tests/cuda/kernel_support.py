@@ -12,7 +12,7 @@ from emulator import cuda_source, emulate
 from layer_reference import operands, reference
 from tvm import tirx
 from tvm_sparse.schedules.base import matrix_view
-from tvm_sparse.schedules.cuda.templates import TEMPLATES
+from tvm_sparse.schedules.lookup import template_named
 
 from tvm_sparse.check import compare
 from tvm_sparse.formats import FORMATS
@@ -21,11 +21,6 @@ from tvm_sparse.targets import machine_of, resolve_target
 
 TARGET = "cuda-sm80"
 MACHINE = machine_of(resolve_target(TARGET))
-
-
-def template_called(name: str) -> Any:
-    """Look up a CUDA template."""
-    return next(template for template in TEMPLATES if template.name == name)
 
 
 def launch_of(function: Any, sizes: dict[str, int]) -> tuple[list[int], list[int]]:
@@ -64,7 +59,7 @@ def check_kernel(
     template_name: str, workload: Any, weight: np.ndarray, choice: int, batch: int, seed: int = 0
 ) -> None:
     """Build a kernel at one of its configurations, emulate it, and compare with float64."""
-    template = template_called(template_name)
+    template = template_named(template_name)
     assert template.supports(workload, MACHINE)
     space = configurations(template, workload, weight)
     config = space[choice % len(space)]

@@ -8,10 +8,10 @@ import subprocess
 import numpy as np
 import pytest
 from emulator import cuda_source
-from kernel_support import template_called
 from layer_reference import EPILOGUES, weight_for
 from tvm_sparse.schedules.base import matrix_view
 from tvm_sparse.schedules.cuda.threads import WARP
+from tvm_sparse.schedules.lookup import template_named
 
 from tvm_sparse.cuda_toolkit import compile_source, find_nvcc
 from tvm_sparse.errors import TargetError
@@ -37,7 +37,7 @@ def planned_kernel(target: str, geometry):
     """Build a layer's kernel at the configuration that the cost model expects to be fastest."""
     op = "matmul" if isinstance(geometry, MatmulGeometry) else "conv2d"
     workload = Workload(op, geometry, epilogue=EPILOGUES["bias+residual+relu"])
-    template, machine = template_called("cuda_row_tiles"), machine_of(resolve_target(target))
+    template, machine = template_named("cuda_row_tiles"), machine_of(resolve_target(target))
     view = matrix_view(weight_for(geometry, 0.1, 0), op)
     profile = profile_weight(view)
     config = min(

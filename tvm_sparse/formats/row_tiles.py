@@ -8,6 +8,7 @@ results are consecutive in memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,12 @@ from .splitting import MAX_BLOCK
 
 MAX_ROWS = 256
 
-_MOST = 128
+_MOST_STEP = 128
+
+
+def rounded_most(nonzeros: float) -> int:
+    """Round the nonzeros of a tile's fullest block up, so that layers of one shape agree."""
+    return math.ceil(nonzeros / _MOST_STEP) * _MOST_STEP
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class RowTiles:
         return PackedWeight(
             self.name,
             (rows, columns),
-            {"mt": mt, "kb": kb, "step": step, "most": -(-int(by_group.max()) // _MOST) * _MOST},
+            {"mt": mt, "kb": kb, "step": step, "most": rounded_most(int(by_group.max()))},
             {
                 "tiles": np.argsort(-nonzeros.sum(1), kind="stable").astype(np.int32),
                 "rows": order.reshape(-1).astype(np.int32),
