@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse.formats import FORMATS
+from tvm_sparse.formats.base import element_type
 from tvm_sparse.formats.clustering import cluster_rows, pair_rows
 from tvm_sparse.formats.splitting import split_rows
 
@@ -35,7 +36,12 @@ CONFIGS = {
         {"mt": 8, "kb": 9, "step": 4},
         {"mt": 64, "kb": 4096, "step": 2},
     ],
+    "tile_wise": [{"mt": 16, "kb": 16, "run": 1}, {"mt": 32, "kb": 64, "run": 1}],
+    "two_four": [{"mt": 16, "kb": 32, "run": 1}, {"mt": 64, "kb": 64, "run": 1}],
+    "tile_wise_two_four": [{"mt": 16, "kb": 32, "run": 1}, {"mt": 32, "kb": 64, "run": 1}],
 }
+# What a format's kernels compute with, where that is not float32.
+DTYPES = dict.fromkeys(("tile_wise", "two_four", "tile_wise_two_four"), "float16")
 CASES = [(name, config) for name, configs in CONFIGS.items() for config in configs]
 
 
@@ -69,7 +75,13 @@ def random_matrix(rows, columns, density, seed):
 
 def same_bits(a, b):
     """Equal bit for bit, but for the sign of zeros."""
-    return np.array_equal((a + np.float32(0)).view("uint32"), (b + np.float32(0)).view("uint32"))
+    zero = a.dtype.type(0)
+    return a.dtype == b.dtype and (a + zero).tobytes() == (b + zero).tobytes()
+
+
+def as_packed(name, weight):
+    """Turn a float32 weight into the type that a format holds."""
+    return weight.astype(DTYPES.get(name, "float32"))
 
 
 def test_every_format_has_configurations_to_be_tested_with():
@@ -79,7 +91,7 @@ def test_every_format_has_configurations_to_be_tested_with():
 @pytest.mark.parametrize(("name", "config"), CASES)
 @pytest.mark.parametrize("kind", list(special_matrices()))
 def test_unpacking_restores_special_matrices(name, config, kind):
-    w = special_matrices()[kind]
+    w = as_packed(name, special_matrices()[kind])
     packed = FORMATS[name].pack(w, config)
     assert same_bits(FORMATS[name].unpack(packed), w)
 
@@ -88,7 +100,7 @@ def test_unpacking_restores_special_matrices(name, config, kind):
 @settings(max_examples=15)
 @given(st.integers(1, 40), st.integers(1, 70), st.floats(0, 1), st.integers(0, 99))
 def test_unpacking_restores_random_matrices(name, config, rows, columns, density, seed):
-    w = random_matrix(rows, columns, density, seed)
+    w = as_packed(name, random_matrix(rows, columns, density, seed))
     packed = FORMATS[name].pack(w, config)
     assert packed.shape == w.shape
     assert same_bits(FORMATS[name].unpack(packed), w)
@@ -96,7 +108,7 @@ def test_unpacking_restores_random_matrices(name, config, rows, columns, density
 
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_a_transposed_view_packs_like_its_copy(name):
-    w = random_matrix(24, 33, 0.3, 0)
+    w = as_packed(name, random_matrix(24, 33, 0.3, 0))
     config = CONFIGS[name][0]
     view, copy = FORMATS[name].pack(w.T, config), FORMATS[name].pack(w.T.copy(), config)
     for key, array in view.arrays.items():
@@ -113,7 +125,8 @@ def test_a_transposed_view_packs_like_its_copy(name):
     ],
 )
 def test_what_cannot_be_packed_is_refused_with_a_reason(name, weight, words):
-    match = FORMATS[name].supports(weight, CONFIGS[name][0])
+    known = as_packed(name, weight) if weight.dtype == "float32" else weight
+    match = FORMATS[name].supports(known, CONFIGS[name][0])
     assert not match
     assert words in match.reason
 
@@ -202,3 +215,46 @@ def test_row_ranges_share_the_nonzeros():
     w[:32, :] = 0
     bounds = split_rows(w, 2, 16)
     assert bounds == (0, 80, 128)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", list(DTYPES))
+@pytest.mark.parametrize("run", [1, 8])
+def test_tensor_tiles_restore_both_types_in_runs(name, dtype, run):
+    w = random_matrix(50, 72, 0.4, 1).astype(element_type(dtype))
+    packed = FORMATS[name].pack(w, {"mt": 32, "kb": 32, "run": run})
+    assert same_bits(FORMATS[name].unpack(packed), w)
+
+
+def two_four_weight(rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.random((rows, columns // 4, 4))
+    kept = np.argsort(np.argsort(scores, axis=2), axis=2) < 2
+    return kept.reshape(rows, columns).astype("float16")
+
+
+@pytest.mark.parametrize("run", [1, 8])
+def test_a_two_four_weight_needs_each_column_once(run):
+    packed = FORMATS["two_four"].pack(
+        two_four_weight(64, 128, 0), {"mt": 64, "kb": 32, "run": run}
+    )
+    assert packed.arrays["sparse_columns"].tolist() == list(range(0, 128, run))
+    assert packed.config["in_order"] == 1
+
+
+def test_columns_that_a_tile_chose_are_two_of_four_as_they_stand():
+    w = np.zeros((64, 512), "float16")
+    w[:, np.sort(np.random.default_rng(0).permutation(512)[:128])] = two_four_weight(64, 128, 1)
+    packed = FORMATS["two_four"].pack(w, {"mt": 64, "kb": 32, "run": 1})
+    assert packed.arrays["sparse_columns"].size == 128
+
+
+def test_tile_wise_rows_are_regrouped_when_whole_rows_are_empty():
+    w = np.zeros((128, 96), "float16")
+    w[::2, :48] = 1
+    w[64::2, :48] = 0
+    w[64::2, 48:] = 1
+    packed = FORMATS["tile_wise"].pack(w, {"mt": 32, "kb": 16, "run": 1})
+    assert np.diff(packed.arrays["dense_begins"]).tolist() == [3, 3, 0, 0]
+    assert packed.config["in_order"] == 0
+    assert packed.arrays["tiles"].tolist() == [0, 1, 2, 3]

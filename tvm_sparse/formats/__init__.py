@@ -11,6 +11,7 @@ from .plain import Plain
 from .register_tiled import RegisterTiled
 from .row_tiles import RowTiles
 from .sliced_ell import SlicedEll
+from .tensor_tiles import TensorTiles
 
 FORMATS: dict[str, SparseFormat] = {
     "dense": DensePanels(),
@@ -18,6 +19,9 @@ FORMATS: dict[str, SparseFormat] = {
     "register_tiled": RegisterTiled(),
     "sliced_ell": SlicedEll(),
     "row_tiles": RowTiles(),
+    "tile_wise": TensorTiles("tile_wise", dense=True, sparse=False),
+    "two_four": TensorTiles("two_four", dense=False, sparse=True),
+    "tile_wise_two_four": TensorTiles("tile_wise_two_four", dense=True, sparse=True),
 }
 
 __all__ = ["FORMATS", "Match", "PackedWeight", "SparseFormat"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,12 +68,22 @@ class SparseFormat(Protocol):
         ...
 
 
-def check_matrix(weight: np.ndarray) -> Match:
-    """Refuse what no x86 format holds."""
+def check_matrix(weight: np.ndarray, dtypes: Collection[str] = ("float32",)) -> Match:
+    """Refuse what is no matrix with elements of one of some types."""
     if weight.ndim != 2:
         return Match(False, f"the weight has {weight.ndim} dimensions, a matrix has 2")
-    if weight.dtype != np.float32:
-        return Match(False, f"the weight is {weight.dtype}; sparse kernels exist for float32 only")
+    if str(weight.dtype) not in dtypes:
+        wanted = " or ".join(sorted(dtypes))
+        return Match(False, f"the weight is {weight.dtype}; this format holds {wanted}")
     if 0 in weight.shape:
         return Match(False, "the weight has no elements")
     return Match(True)
+
+
+def element_type(name: str) -> np.dtype[Any]:
+    """Return NumPy's type of a name; bfloat16 is not its own."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
