@@ -17,14 +17,15 @@ class MatmulGeometry:
     n : int or None
         Product of all leading dimensions of the activations; None when it is symbolic.
     layout : str
-        How the activations lie: "rows" is [n, k] and [n, m]; "panels" is what kernels work on,
-        `tvm_sparse.panels.Panels` as wide as the kernel's tile.
+        How the activations lie: "rows" is [n, k] and [n, m]; "panels" is what kernels for
+        processors work on, `tvm_sparse.panels.Panels` as wide as the kernel's tile; "features" is
+        [k, n] and [m, n].
     """
 
     m: int
     k: int
     n: int | None
-    layout: Literal["rows", "panels"] = "rows"
+    layout: Literal["rows", "panels", "features"] = "rows"
 
     @property
     def weight_shape(self) -> tuple[int, int]:

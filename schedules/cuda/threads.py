@@ -99,6 +99,23 @@ def shared(length: int, dtype: str = "float32") -> Any:
     return B.alloc_buffer((max(length, 2),), dtype, scope="shared.dyn")
 
 
+class SharedMemory:
+    """One array of shared memory, parts of which are seen as buffers of any type.
+
+    TVM 0.27 places several arrays itself, but loses those that are only pointed to.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.words = B.alloc_buffer((max(-(-nbytes // 4), 2),), "uint32", scope="shared.dyn")
+
+    def view(self, offset: int, length: int, dtype: str) -> Any:
+        """Return `length` elements from a byte on: a multiple of 16."""
+        size = {"float32": 4, "uint32": 4, "int32": 4, "float16": 2, "bfloat16": 2}[dtype]
+        return B.decl_buffer(
+            (length,), dtype, data=self.words.data, elem_offset=offset // size, scope="shared.dyn"
+        )
+
+
 def kept(value: Any) -> Any:
     """Compute an int32 once, and return a cheap read of it."""
     register = local(1, "int32")

@@ -1,0 +1,57 @@
+"""Turn tokens in rows to features in rows, in a launch of its own before the product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.tirx.script import builder as B
+
+from .threads import barrier, launch, local, shared
+
+# Tokens and features of a tile, warps that share it, and elements read or written as one.
+_TILE, _WARPS, _PAIR = 64, 8, 2
+# Blocks that a multiprocessor shall hold.
+_AT_ONCE = 8
+
+
+def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int, pitch: Any) -> None:
+    """Launch the copy of x [tokens, features] to `turned` [features, pitch].
+
+    `pitch` is a multiple of 64; columns behind the last token become zeros.
+    """
+    dtype = str(turned.dtype)
+    width = _PAIR if features % _PAIR == 0 else 1
+    grid = {"x": T.floordiv(pitch, _TILE), "y": -(-features // _TILE)}
+    with launch(grid, _WARPS, _AT_ONCE) as (numbers, threads):
+        first_token, first_feature = numbers[0] * _TILE, numbers[1] * _TILE
+        # An odd number of words from one feature to the next: no bank is hit twice.
+        row = _TILE + _PAIR
+        tile = shared(_TILE * row, dtype)
+        read = local(width, dtype)
+        whole = B.ramp(0, 1, width) if width > 1 else 0
+        across = _TILE // width
+        with threads.share(across * _TILE) as i:
+            token, feature = T.floordiv(i, across), T.floormod(i, across) * width
+            n, k = first_token + token, first_feature + feature
+            place = B.ramp(k, 1, width) if width > 1 else k
+            for j in range(width):
+                B.buffer_store(read, T.Cast(dtype, T.float32(0)), [j])
+            with B.If(T.And(n < tokens, k < features)), B.Then():
+                B.buffer_store(read, x[n, place], [whole])
+            for j in range(width):
+                B.buffer_store(tile, read[j], [(feature + j) * row + token])
+        barrier()
+        with threads.share(_TILE // _PAIR * _TILE) as i:
+            feature, token = T.floordiv(i, _TILE // _PAIR), T.floormod(i, _TILE // _PAIR) * _PAIR
+            k = first_feature + feature
+            with B.If(k < features), B.Then():
+                pair = tile[B.ramp(feature * row + token, 1, _PAIR)]
+                B.buffer_store(turned, pair, [k, B.ramp(first_token + token, 1, _PAIR)])
+
+
+def padded_tokens(tokens: Any) -> Any:
+    """Round a number of tokens up to whole tiles of the copy."""
+    if isinstance(tokens, int):
+        return -(-tokens // _TILE) * _TILE
+    return T.floordiv(tokens + (_TILE - 1), _TILE) * _TILE
