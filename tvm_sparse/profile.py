@@ -15,11 +15,19 @@ from typing import Any
 import numpy as np
 
 from .errors import ModelError
+from .formats.tensor_tiles import holds_two_of_four
 
 # Rows x columns of the blocks that kernels exist for; each is built from the smaller ones.
 BLOCK_SHAPES: tuple[tuple[int, int], ...] = ((4, 1), (8, 1), (16, 1), (1, 16), (16, 16), (32, 32))
 # At most N nonzeros in every M neighbours, from the tightest on.
 NM_PATTERNS: tuple[tuple[int, int], ...] = ((1, 4), (2, 4), (4, 8))
+
+# Rows of the tiles that kernels for tensor cores compute, each built from the smaller ones, and
+# neighbouring columns that they may fetch as one.
+TILE_HEIGHTS: tuple[int, ...] = (16, 32, 64, 128)
+TILE_RUN = 8
+# Columns of a tile that are looked at for two of four.
+_SAMPLED = 1024
 
 # A pattern is claimed when a random matrix of the same size and nonzero count shows it with at most
 # this probability ...
@@ -95,6 +103,33 @@ class NMFit:
 
 
 @dataclass(frozen=True)
+class TileFit:
+    """What tiles of `height` rows need, each its own columns; rows without a nonzero are left out.
+
+    Attributes
+    ----------
+    height, tiles : int
+    columns : int
+        Columns with a nonzero, of all tiles together.
+    run_columns : int
+        Columns in aligned runs of `TILE_RUN` with a nonzero.
+    full_columns, full_nnz : int
+        Columns with a nonzero in more than half of a tile's rows, and the nonzeros in them.
+    two_of_four : bool
+        The first columns of the first tile, as they follow each other, hold two of four in every
+        row.
+    """
+
+    height: int
+    tiles: int
+    columns: int
+    run_columns: int
+    full_columns: int
+    full_nnz: int
+    two_of_four: bool
+
+
+@dataclass(frozen=True)
 class SparsityProfile:
     """The zeros of one weight matrix.
 
@@ -122,6 +157,8 @@ class SparsityProfile:
         One for each of `BLOCK_SHAPES`.
     nm : tuple of NMFit
         One for each of `NM_PATTERNS`, along the columns, then along the channels of a convolution.
+    tiles : tuple of TileFit
+        One for each of `TILE_HEIGHTS`.
     pattern : str
         The profile in a word: "empty" (no elements), "zero", "dense", "channel", "kernel",
         "block:RxC", "N:M" or "unstructured"; see `profile_weight`.
@@ -140,6 +177,7 @@ class SparsityProfile:
     empty_kernels: int | None
     blocks: tuple[BlockFit, ...]
     nm: tuple[NMFit, ...]
+    tiles: tuple[TileFit, ...]
     pattern: str
 
     @property
@@ -159,6 +197,19 @@ class SparsityProfile:
             if fit.block_shape == (rows, columns):
                 return fit
         raise KeyError((rows, columns))
+
+    def tile(self, height: int) -> TileFit:
+        """Look up the fit of tiles of one of `TILE_HEIGHTS`.
+
+        Raises
+        ------
+        KeyError
+            When that height is not profiled.
+        """
+        for fit in self.tiles:
+            if fit.height == height:
+                return fit
+        raise KeyError(height)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile as plain data, ready for JSON."""
@@ -256,6 +307,52 @@ def _group_counts(mask: np.ndarray, axis: int) -> dict[int, np.ndarray]:
     return {4: four, 8: _fold(four, 2, axis)}
 
 
+class _TileTally:
+    """Counts of tiles, whose rows are those with a nonzero."""
+
+    def __init__(self, columns: int) -> None:
+        self.left = np.zeros((0, columns), np.uint8)
+        self.counts = {height: [0] * 5 for height in TILE_HEIGHTS}
+        self.two_of_four: dict[int, bool] = {}
+
+    def add(self, mask: np.ndarray) -> None:
+        """Count the tiles that are complete; the other rows wait for the next chunk."""
+        filled = mask.any(axis=1)
+        filled = mask if filled.all() else mask[filled]
+        rows = np.concatenate([self.left, filled]) if len(self.left) else filled
+        whole = len(rows) // TILE_HEIGHTS[-1] * TILE_HEIGHTS[-1]
+        self._count(rows[:whole])
+        self.left = rows[whole:]
+
+    def _count(self, rows: np.ndarray) -> None:
+        if not rows.size:
+            return
+        held = _fold(_fold(rows, 4, 0), 4, 0)
+        for height in TILE_HEIGHTS:
+            held = held if height == TILE_HEIGHTS[0] else _fold(held, 2, 0)
+            full = held > height // 2
+            runs = _fold((held > 0).view(np.uint8), TILE_RUN, 1) > 0
+            found = (
+                len(held),
+                np.count_nonzero(held),
+                TILE_RUN * np.count_nonzero(runs),
+                np.count_nonzero(full),
+                held[full].sum(dtype=np.int64),
+            )
+            self.counts[height] = [
+                a + int(b) for a, b in zip(self.counts[height], found, strict=True)
+            ]
+            self.two_of_four.setdefault(height, holds_two_of_four(rows[:height, :_SAMPLED]))
+
+    def fits(self) -> tuple[TileFit, ...]:
+        """Count the rows that are left, too, and return what was found."""
+        self._count(self.left)
+        return tuple(
+            TileFit(height, *self.counts[height], self.two_of_four.get(height, True))
+            for height in TILE_HEIGHTS
+        )
+
+
 class _Tally:
     """Counts gathered over chunks of rows; the rows of a chunk start at a multiple of 32."""
 
@@ -267,12 +364,14 @@ class _Tally:
         self.occupied = dict.fromkeys(BLOCK_SHAPES, 0)
         self.covered = dict.fromkeys(BLOCK_SHAPES, 0)
         self.empty_kernels = 0
+        self.tiles = _TileTally(shape[1])
         alongs = ("columns",) if taps == 1 else ("columns", "channels")
         self.violations = {(n, m, along): 0 for along in alongs for n, m in NM_PATTERNS}
 
     def add(self, mask: np.ndarray) -> None:
         """Count `mask`, the uint8 nonzero mask [rows of this chunk, columns]."""
         blocks = _block_counts(mask)
+        self.tiles.add(mask)
         self.rows.append(blocks[1, 16].sum(axis=1, dtype=np.int64))
         self.columns += blocks[16, 1].sum(axis=0, dtype=np.int64)
         for block_shape, counts in blocks.items():
@@ -330,6 +429,7 @@ class _Tally:
             empty_kernels=counted.empty_kernels,
             blocks=counted.blocks,
             nm=counted.nm,
+            tiles=self.tiles.fits(),
             pattern=_pattern(counted),
         )
 

@@ -211,6 +211,18 @@ def two_of_four(columns: np.ndarray, tile: np.ndarray, run: int) -> tuple[np.nda
     return columns[listed], held_there
 
 
+def holds_two_of_four(mask: np.ndarray) -> bool:
+    """Tell whether the columns that a tile needs are two of four as they follow each other.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray
+        Which elements of the tile [rows, columns] are not zero.
+    """
+    columns = np.flatnonzero(mask.any(axis=0))
+    return len(columns) == 0 or _fours(columns, mask[:, columns]) is not None
+
+
 def _fours(columns: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the columns as they stand if each four of them are fit, by place or by number."""
     for groups in (np.arange(len(columns)) // 4, columns // 4):
