@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .dtypes import FLOAT_TYPES, HALF_TYPES
 from .errors import CheckError
 
-# Half the spacing of float32 at 1: one rounding's largest relative error.
-UNIT_ROUNDOFF = 2.0**-24
-_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-_LARGEST = float(np.finfo(np.float32).max)
+# One rounding's largest relative error in float32.
+UNIT_ROUNDOFF = FLOAT_TYPES["float32"].roundoff
+_SMALLEST_NORMAL = FLOAT_TYPES["float32"].smallest_normal
+# Units of roundoff that a term may cost tensor cores; `half_dot_bound` says why.
+_TENSOR_CORE_ROUNDOFFS = 4
 
 # Whole-model tolerance, in float32 epsilons a layer; `model_tolerance` says why.
 _EPSILONS_A_LAYER = 128.0
@@ -86,6 +88,48 @@ def dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, roundings: int = 0
     return gamma(counts) * magnitude + counts * _SMALLEST_NORMAL
 
 
+def half_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int) -> np.ndarray:
+    """Bound the error of sums of products of float16 or bfloat16 numbers, added up in float32.
+
+    Their products are exact in float32. Tensor cores add t of them and a partial sum at once: all
+    are aligned to the largest of these, and what lies behind float32's digits, or one or more
+    digits behind them on recent cores, is cut off; so is what the result has too many. An addend
+    or a result that is cut to float32's digits loses less than 2 u of the largest magnitude, an
+    addend with one digit more less than u. The largest addend itself is not cut, hence a step loses
+    at most 2 (t + 1) u of the sum of the magnitudes so far, and (t + 2) u with the digit more.
+    Products with a weight of zero lose nothing, so that t may be as small as 1: at most 4 u a
+    term. Chains of fused multiply-adds on other cores lose u a term.
+
+    Sources: M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, *Numerical behavior of NVIDIA tensor
+    cores*, PeerJ Computer Science 7 (2021); B. Hickmann, D. Bradford, *Experimental analysis of
+    matrix multiplication functional units*, ARITH (2019).
+
+    Parameters
+    ----------
+    magnitude, terms
+        As for `dot_bound`.
+
+    Returns
+    -------
+    numpy.ndarray
+        What the float32 sum may differ by; `rounded_bound` adds the rounding of the result.
+    """
+    return dot_bound(magnitude, _TENSOR_CORE_ROUNDOFFS * np.asarray(terms, np.int64))
+
+
+def rounded_bound(value: np.ndarray, bound: np.ndarray, dtype: str) -> np.ndarray:
+    """Bound the error of a float32 result after it was rounded to `dtype`.
+
+    A number within `bound` of `value` is at most |value| + bound; rounding it to the nearest moves
+    it by at most the unit roundoff of the type times that, or, where the type has no more digits,
+    half its smallest number. float32 results are not rounded again.
+    """
+    if dtype not in HALF_TYPES:
+        return bound
+    kind = FLOAT_TYPES[dtype]
+    return bound + np.maximum(kind.roundoff * (np.abs(value) + bound), kind.smallest / 2)
+
+
 def compare(name: str, got: np.ndarray, want64: np.ndarray, bound: np.ndarray) -> LayerCheck:
     """Measure a layer's error against its bound.
 
@@ -112,7 +156,8 @@ def compare(name: str, got: np.ndarray, want64: np.ndarray, bound: np.ndarray) -
     finite = np.isfinite(computed) & np.isfinite(want64) & np.isfinite(bound)
     error = np.abs(computed[finite] - want64[finite])
     ratio = _ratio(error, bound[finite])
-    if not np.all(_coincide(computed[~finite], want64[~finite], bound[~finite])):
+    largest = FLOAT_TYPES.get(str(got.dtype), FLOAT_TYPES["float32"]).largest
+    if not np.all(_coincide(computed[~finite], want64[~finite], bound[~finite], largest)):
         ratio = float("inf")
     max_error = float(error.max(initial=0.0))
     rms_error = float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
@@ -223,11 +268,11 @@ def _ratio(error: np.ndarray, bound: np.ndarray) -> float:
         return float(np.max(error[off] / bound[off]))
 
 
-def _coincide(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Tell where non-finite results agree; a sum near the end of float32's range may overflow."""
+def _coincide(got: np.ndarray, want: np.ndarray, bound: np.ndarray, largest: float) -> np.ndarray:
+    """Tell where non-finite results agree; a sum near the end of the type's range may overflow."""
     same = (got == want) | (np.isnan(got) & np.isnan(want))
     with np.errstate(invalid="ignore", over="ignore"):
-        overflows = np.isinf(got) & (np.sign(got) * want + bound >= _LARGEST)
+        overflows = np.isinf(got) & (np.sign(got) * want + bound >= largest)
     return same | overflows
 
 
