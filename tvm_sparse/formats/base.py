@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -60,7 +60,7 @@ class SparseFormat(Protocol):
         ...
 
     def pack(self, weight: np.ndarray, config: Mapping[str, Any]) -> PackedWeight:
-        """Lay out a float32 matrix [rows, columns]; -0.0 counts as zero, NaN and Inf are kept."""
+        """Lay out a matrix [rows, columns]; -0.0 counts as zero, NaN and Inf are kept."""
         ...
 
     def unpack(self, packed: PackedWeight) -> np.ndarray:
@@ -68,12 +68,13 @@ class SparseFormat(Protocol):
         ...
 
 
-def check_matrix(weight: np.ndarray) -> Match:
-    """Refuse what no x86 format holds."""
+def check_matrix(weight: np.ndarray, dtypes: Collection[str] = frozenset({"float32"})) -> Match:
+    """Refuse what is no matrix, has no elements, or is of none of the types that a format holds."""
     if weight.ndim != 2:
         return Match(False, f"the weight has {weight.ndim} dimensions, a matrix has 2")
-    if weight.dtype != np.float32:
-        return Match(False, f"the weight is {weight.dtype}; sparse kernels exist for float32 only")
+    if str(weight.dtype) not in dtypes:
+        known = " and ".join(sorted(dtypes))
+        return Match(False, f"the weight is {weight.dtype}; the format holds {known}")
     if 0 in weight.shape:
         return Match(False, "the weight has no elements")
     return Match(True)
