@@ -18,6 +18,7 @@ _TENSOR_CORE_ROUNDOFFS = 4
 
 # Whole-model tolerance, in float32 epsilons a layer; `model_tolerance` says why.
 _EPSILONS_A_LAYER = 128.0
+_HALF_EPSILONS_A_KERNEL = 16.0
 _PEAK_TO_RMS = 8.0
 
 
@@ -183,7 +184,7 @@ def check_layers(checks: Sequence[LayerCheck]) -> None:
 
 
 def model_tolerance(depth: int) -> float:
-    """Tell which relative error a model of `depth` weighted layers may show at its outputs.
+    """Tell which relative error a float32 model of `depth` layers may show at its outputs.
 
     A layer with K terms adds a relative RMS error of about u sqrt(K / 6), that is 4 eps at K = 2048
     and 13 eps at K = 25088, and its activation (fast exp, erf, tanh) up to some 8 eps. Errors of
@@ -194,20 +195,42 @@ def model_tolerance(depth: int) -> float:
     return _EPSILONS_A_LAYER * max(depth, 1) * 2.0 * UNIT_ROUNDOFF
 
 
+def half_model_tolerance(dtype: str, kernels: int, others: int) -> float:
+    """Tell the same for a model in float16 or bfloat16.
+
+    A layer with a kernel adds up in float32 and rounds its result once, a relative RMS error of
+    0.3 eps of the type. What stands between two such layers (residuals, normalisations, softmax,
+    the steps of a decomposed activation) rounds its results to the type as well, in the model and
+    in the reference but not in the same places: up to ten operators on either side, errors of
+    which add up to at most 0.6 eps each, 12 eps in all. 16 eps a layer leaves room. TVM's own
+    schedules add up in the type itself: other layers get what `model_tolerance` says, in eps of
+    the type.
+
+    Parameters
+    ----------
+    dtype : str
+        The narrowest type.
+    kernels, others : int
+        Layers that add up in float32, and layers that may not.
+    """
+    eps = 2.0 * FLOAT_TYPES[dtype].roundoff
+    return eps * (_HALF_EPSILONS_A_KERNEL * kernels + _EPSILONS_A_LAYER * max(others, 1 - kernels))
+
+
 def check_outputs(
     names: Sequence[str],
     got: Sequence[np.ndarray],
     want: Sequence[np.ndarray],
-    depth: int,
+    tolerance: float,
     layers: Sequence[LayerCheck] = (),
 ) -> tuple[LayerCheck, ...]:
     """Hold a compiled model's outputs against the reference's.
 
     The strict part of a check is the one by layer; rounding errors of earlier layers reach the
-    outputs amplified by the model itself, so here the RMS error is held against
-    `model_tolerance(depth)` times the RMS of the output, and the largest error against eight times
-    that share of the largest output (the peak of a normal distribution over a million elements is
-    five times its RMS). NaN and Inf must coincide. Integers and booleans must be equal.
+    outputs amplified by the model itself, so here the RMS error is held against `tolerance` times
+    the RMS of the output, and the largest error against eight times that share of the largest
+    output (the peak of a normal distribution over a million elements is five times its RMS). NaN
+    and Inf must coincide. Integers and booleans must be equal.
 
     Parameters
     ----------
@@ -215,8 +238,8 @@ def check_outputs(
         The outputs' names.
     got, want : sequence of numpy.ndarray
         What the compiled model and the reference computed.
-    depth : int
-        Layers with weights.
+    tolerance : float
+        `model_tolerance` or `half_model_tolerance` of the model.
     layers : sequence of LayerCheck
         The layers' checks, to name the likeliest cause.
 
@@ -233,7 +256,7 @@ def check_outputs(
     if not len(names) == len(got) == len(want):
         raise CheckError(f"the model has {len(got)} outputs, and the reference {len(want)}")
     checks = tuple(
-        _check_output(name, ours, reference, model_tolerance(depth))
+        _check_output(name, ours, reference, tolerance)
         for name, ours, reference in zip(names, got, want, strict=True)
     )
     bad = [check for check in checks if not check.ok]
@@ -253,9 +276,12 @@ def _check_output(name: str, got: np.ndarray, want: np.ndarray, tolerance: float
     finite = want64[np.isfinite(want64)]
     peak = float(np.abs(finite).max(initial=0.0))
     rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-    by_peak = np.asarray(_PEAK_TO_RMS * tolerance * peak + _SMALLEST_NORMAL)
+    # Near its smallest numbers float16 has few digits: what is left of them may differ.
+    half = FLOAT_TYPES[str(got.dtype)] if str(got.dtype) in HALF_TYPES else None
+    least = _SMALLEST_NORMAL + (_HALF_EPSILONS_A_KERNEL * half.smallest if half else 0.0)
+    by_peak = np.asarray(_PEAK_TO_RMS * tolerance * peak + least)
     check = compare(name, got, want64, by_peak)
-    by_rms = check.rms_error / (tolerance * rms + _SMALLEST_NORMAL)
+    by_rms = check.rms_error / (tolerance * rms + least)
     return LayerCheck(name, check.max_error, check.rms_error, max(check.max_ratio, by_rms))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,3 +45,8 @@ def numpy_dtype(name: str) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def is_float(dtype: Any) -> bool:
+    """Say whether a NumPy or TVM element type is floating point, bfloat16 included."""
+    return str(dtype).startswith(("float", "bfloat"))
