@@ -35,6 +35,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from ..dtypes import is_float
 from ..model import Model
 from .drop_no_ops import drop_no_ops
 from .flatten_main import flatten_main
@@ -50,7 +51,6 @@ from .rewrite_main import (
     bindings_of,
     call_of,
     count_uses,
-    is_float,
     main_of,
     operands_of,
     same_shape,

@@ -9,12 +9,17 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ..dtypes import FLOAT_TYPES
 from ..model import Model
 from ..ops import OPERATORS, Operator, WeightSite
 from ..ops.base import Recognised
 from ..workload import Workload
 from .fuse_epilogue import Body, FusedEpilogue, grow_epilogue
 from .lift_branches import BRANCHES, calls_in, function_of
+from .rewrite_main import dtype_of
+
+*_FIRST_TYPES, _LAST_TYPE = FLOAT_TYPES
+_KNOWN_TYPES = f"{', '.join(_FIRST_TYPES)} and {_LAST_TYPE} only"
 
 
 @dataclass(frozen=True)
@@ -130,10 +135,12 @@ def _is_weight(expression: Any, model: Model) -> bool:
 
 
 def _refuse_types(value: np.ndarray, variable: Any, call: Any) -> Recognised | None:
-    if value.dtype != np.float32:
-        return Recognised(None, f"the weight is {value.dtype}; kernels exist for float32 only")
-    if str(call.args[0].ty.dtype) != "float32":
-        return Recognised(None, f"the activations are {call.args[0].ty.dtype}, not float32")
+    dtype = str(value.dtype)
+    if dtype not in FLOAT_TYPES:
+        return Recognised(None, f"the weight is {dtype}; kernels exist for {_KNOWN_TYPES}")
+    for what, tensor in (("activations are", call.args[0]), ("result is", variable)):
+        if dtype_of(tensor) != dtype:
+            return Recognised(None, f"the {what} {dtype_of(tensor)}, and the weight is {dtype}")
     for tensor in (call.args[0], variable):
         if not isinstance(tensor.ty.shape, relax.ShapeExpr):
             return Recognised(None, "the shape of the activations is not known")

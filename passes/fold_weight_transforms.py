@@ -14,8 +14,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from ..dtypes import is_float
 from ..model import Model
-from .rewrite_main import MainRewriter, call_of, is_float, operands_of, same_shape
+from .rewrite_main import MainRewriter, call_of, operands_of, same_shape
 
 # A result that is larger than everything it comes from is folded only up to this many elements.
 GROWTH_LIMIT = 1 << 16

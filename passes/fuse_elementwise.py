@@ -6,11 +6,11 @@ from collections.abc import Collection
 from typing import Any
 
 from .fuse_epilogue import Body, FusedEpilogue, Growth
-from .rewrite_main import call_of, static_shape
+from .rewrite_main import call_of, dtype_of, static_shape
 
 
 def elementwise_chains(body: Body, taken: Collection[int]) -> list[FusedEpilogue]:
-    """Cover the elementwise operators by chains that leave one value each, as long as they get.
+    """Cover the elementwise operators in float32 by long chains that leave one value each.
 
     A chain grows backwards from the value that it leaves: whatever only members read is a member.
     Its graph has no `acc`; everything that it reads is a tensor, a vector along the last axis, or a
@@ -28,7 +28,7 @@ def elementwise_chains(body: Body, taken: Collection[int]) -> list[FusedEpilogue
     for result in reversed(range(len(body.bindings))):
         like = body.bindings[result][0]
         shape = static_shape(like)
-        if result not in free or shape is None or len(shape) < 2:
+        if result not in free or shape is None or len(shape) < 2 or dtype_of(like) != "float32":
             continue
         # A reshape alone is a view.
         if not call_of(body.bindings[result][1], "reshape") and _is_elementwise(body, result, like):

@@ -89,7 +89,7 @@ class Growth:
     ----------
     body : Body
     like : relax.Var
-        Has the shape of the values.
+        Has the shape and the type of the values.
     channel_axis : callable
         Gives the axis of the features for a number of dimensions.
     values : mapping of str to EpilogueRef
@@ -104,7 +104,7 @@ class Growth:
         values: Mapping[str, EpilogueRef],
     ) -> None:
         self.body = body
-        self.shape = _extents(like)
+        self.shape, self.dtype = _extents(like), str(like.ty.dtype)
         self.axis = channel_axis(len(self.shape))
         self.features = self.shape[self.axis]
         self.values = dict(values)
@@ -157,7 +157,7 @@ class Growth:
     def _same_layout(self, variable: Any) -> bool:
         """Whether a value has the result's elements in the result's order."""
         ty = variable.ty
-        if not isinstance(ty, relax.TensorType) or str(ty.dtype) != "float32":
+        if not isinstance(ty, relax.TensorType) or str(ty.dtype) != self.dtype:
             return False
         if not isinstance(ty.shape, relax.ShapeExpr):
             return False
@@ -189,7 +189,7 @@ class Growth:
         return self._tensor_operand(expression) if self._same_layout(expression) else None
 
     def _weight_operand(self, name: str, weight: np.ndarray) -> EpilogueRef | None:
-        if weight.dtype != np.float32:
+        if str(weight.dtype) != self.dtype:
             return None
         if weight.size == 1:
             return _scalar(weight.reshape(-1)[0])

@@ -7,8 +7,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from ..dtypes import is_float
 from ..model import Model
-from .rewrite_main import MainRewriter, is_float, map_operands
+from .rewrite_main import MainRewriter, map_operands
 
 
 def lift_weights(model: Model) -> Model:

@@ -155,11 +155,6 @@ def number_in(value: np.ndarray | None) -> float | None:
     return float(value.reshape(())) if value is not None and value.size == 1 else None
 
 
-def is_float(dtype: Any) -> bool:
-    """Say whether a NumPy or TVM element type is floating point, bfloat16 included."""
-    return str(dtype).startswith(("float", "bfloat"))
-
-
 def base_name(name: str) -> str:
     """Strip the version that `MainRewriter.add_param` appends to a weight's name."""
     return re.sub(r"__v\d+$", "", name)

@@ -30,7 +30,7 @@ from .choose_layout import Layout, PanelOp, norm_of
 from .collect_weights import FusedSite
 from .fuse_epilogue import FusedEpilogue
 from .match_attention import Angles, Attention
-from .rewrite_main import constant_of, operands_of, static_shape
+from .rewrite_main import constant_of, dtype_of, operands_of, static_shape
 
 
 @dataclass(frozen=True)
@@ -275,8 +275,15 @@ class _Emitter:
         self.bindings.append(relax.VarBinding(variable, expression))
         return variable
 
-    def _call(self, symbol: Any, arguments: Sequence[Any], shape: Sequence[Any], name: str) -> Any:
-        return self._bind(_typed_call(symbol, arguments, shape), name)
+    def _call(
+        self,
+        symbol: Any,
+        arguments: Sequence[Any],
+        shape: Sequence[Any],
+        name: str,
+        dtype: str = "float32",
+    ) -> Any:
+        return self._bind(_typed_call(symbol, arguments, shape, dtype), name)
 
     def _as_matrix(self, value: Any) -> Any:
         """See activations as [tokens, features]."""
@@ -307,13 +314,13 @@ class _Emitter:
 
         arguments = [seen(fused_site.data), *self._constants(call)]
         arguments += [seen(tensor) for tensor in fused.tensors]
-        shape = list(result.ty.shape)
+        shape, dtype = list(result.ty.shape), dtype_of(result)
         if is_matmul and len(shape) != 2:
             matrix = [product(shape[:-1]), shape[-1]]
-            y = self._call(self._symbol(call), arguments, matrix, f"{result.name}_y")
+            y = self._call(self._symbol(call), arguments, matrix, f"{result.name}_y", dtype)
             self._reshape_to(result, y)
         else:
-            expression = _typed_call(self._symbol(call), arguments, shape)
+            expression = _typed_call(self._symbol(call), arguments, shape, dtype)
             self.bindings.append(relax.VarBinding(result, expression))
 
     # Operators in panels.
@@ -474,13 +481,13 @@ class _Emitter:
             full = (items, *full[1:])
             begin = self.part * items
             piece = relax.op.strided_slice(mask, [0], [begin], [begin + items])
-            relax.expr._update_type(piece, relax.TensorType(full, "float32"))
+            relax.expr._update_type(piece, relax.TensorType(full, dtype_of(mask)))
             mask = self._bind(piece, f"{name}_mask_part")
         order = [full[0], full[1], full[3], full[2]]
         if full[2] == 1:
             return "keys", self._bind(_typed_reshape(mask, order), f"{name}_keys")
         turned = relax.op.permute_dims(mask, [0, 1, 3, 2])
-        relax.expr._update_type(turned, relax.TensorType(order, "float32"))
+        relax.expr._update_type(turned, relax.TensorType(order, dtype_of(mask)))
         return "pairs", self._bind(turned, f"{name}_pairs")
 
 
@@ -514,8 +521,8 @@ def _features(variable: Any) -> int:
     return shape[-1]
 
 
-def _typed_call(symbol: Any, arguments: Sequence[Any], shape: Sequence[Any]) -> Any:
-    out_ty = relax.TensorType(list(shape), "float32")
+def _typed_call(symbol: Any, arguments: Sequence[Any], shape: Sequence[Any], dtype: str) -> Any:
+    out_ty = relax.TensorType(list(shape), dtype)
     call = relax.call_tir(symbol, relax.Tuple(list(arguments)), out_ty=out_ty)
     relax.expr._update_type(call, out_ty)
     return call
@@ -523,5 +530,5 @@ def _typed_call(symbol: Any, arguments: Sequence[Any], shape: Sequence[Any]) -> 
 
 def _typed_reshape(value: Any, shape: Sequence[Any]) -> Any:
     call = relax.op.reshape(value, list(shape))
-    relax.expr._update_type(call, relax.TensorType(list(shape), "float32"))
+    relax.expr._update_type(call, relax.TensorType(list(shape), dtype_of(value)))
     return call

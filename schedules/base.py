@@ -36,7 +36,8 @@ class KernelTemplate:
     format : str
         The weight format that it reads, a key of `formats.FORMATS`.
     supports : callable
-        (workload, machine) -> Match: whether it can compute this, else the reason.
+        (workload, machine) -> Match: whether it can compute this, else the reason. Called for
+        workloads of its `dtypes` only.
     space : callable
         (workload, machine) -> list of configurations, the default first.
     build : callable
@@ -53,6 +54,8 @@ class KernelTemplate:
     check : callable
         (workload, machine, config) -> what a configuration of whole positive numbers, written by
         hand, needs to have; empty when it can be built.
+    dtypes : frozenset of str
+        Types of the weight, the activations and the result, which are one; see `takes`.
     """
 
     name: str
@@ -64,6 +67,14 @@ class KernelTemplate:
     estimate: Callable[[Workload, Any, SparsityProfile, Config], float]
     arguments: Callable[[Workload, PackedWeight], Sequence[np.ndarray]] = _in_order
     check: Callable[[Workload, Any, Config], str] = _nothing_amiss
+    dtypes: frozenset[str] = frozenset({"float32"})
+
+    def takes(self, workload: Workload, machine: Any) -> Match:
+        """Tell whether it is for the workload's type and supports all else, else the reason."""
+        if workload.dtype not in self.dtypes:
+            known = " and ".join(sorted(self.dtypes))
+            return Match(False, f"the weight is {workload.dtype}; its kernels are for {known}")
+        return self.supports(workload, machine)
 
 
 def matrix_view(weight: np.ndarray, op: str) -> np.ndarray:

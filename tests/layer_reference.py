@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvm_sparse.check import dot_bound
+from tvm_sparse.check import dot_bound, half_dot_bound, rounded_bound
+from tvm_sparse.dtypes import HALF_TYPES, numpy_dtype
 from tvm_sparse.epilogue_reference import evaluate64
 from tvm_sparse.float64 import ConvAttributes, conv2d64
 from tvm_sparse.workload import Epilogue, EpilogueOp, EpilogueRef, MatmulGeometry
@@ -42,21 +43,22 @@ EPILOGUES = {
 }
 
 
-def weight_for(geometry, density, seed):
-    """Draw OIHW or [k, m] weights; some rows and columns are empty."""
+def weight_for(geometry, density, seed, dtype="float32"):
+    """Draw OIHW or [k, m] weights, rounded to a type; some rows and columns are empty."""
     rng = np.random.default_rng(seed)
     rows, columns = geometry.weight_shape
     w = rng.standard_normal((rows, columns)).astype("float32")
     w *= rng.random((rows, columns)) < density
     w[rng.random(rows) < 0.1] = 0
     w[:, rng.random(columns) < 0.1] = 0
+    w = w.astype(numpy_dtype(dtype))
     if isinstance(geometry, MatmulGeometry):
         return np.ascontiguousarray(w.T)
     return w.reshape(rows, geometry.in_channels // geometry.groups, *geometry.kernel)
 
 
 def operands(workload, batch, seed):
-    """Draw the activations, the epilogue's operands, and name the result's shape."""
+    """Draw the activations and the epilogue's operands in the workload's type; name y's shape."""
     rng = np.random.default_rng(seed + 1)
     g = workload.geometry
     if workload.op == "matmul":
@@ -64,15 +66,21 @@ def operands(workload, batch, seed):
     else:
         x = (batch, g.in_channels, g.in_height, g.in_width)
         shape, features = (batch, g.out_channels, g.out_height, g.out_width), g.out_channels
-    draw = lambda size: rng.standard_normal(size).astype("float32")  # noqa: E731
+    dtype = numpy_dtype(workload.dtype)
+    draw = lambda size: rng.standard_normal(size).astype("float32").astype(dtype)  # noqa: E731
     channels = [draw(features) for _ in range(workload.epilogue.channels)]
     tensors = [draw(shape) for _ in range(workload.epilogue.tensors)]
     return draw(x), channels, tensors, shape
 
 
 def reference(workload, weight, x, channels, tensors):
-    """Compute the result in float64, and what a float32 kernel may differ by."""
+    """Compute the result in float64, and what a kernel's may differ by.
+
+    Kernels multiply, add up and compute their epilogue in float32 whatever the workload's type is;
+    results of a narrower one are rounded to it once, at the end.
+    """
     g = workload.geometry
+    x, weight = x.astype("float32"), weight.astype("float32")
     if workload.op == "matmul":
         wide = weight.astype("float64")
         acc = x.astype("float64") @ wide
@@ -84,4 +92,6 @@ def reference(workload, weight, x, channels, tensors):
         magnitude, terms = conv2d64(np.abs(x), np.abs(weight), conv), g.weight_shape[1]
         shape = (-1, 1, 1)
     vectors = [vector.reshape(shape) for vector in channels]
-    return evaluate64(workload.epilogue, acc, dot_bound(magnitude, terms), vectors, tensors)
+    sum_bound = half_dot_bound if workload.dtype in HALF_TYPES else dot_bound
+    value, bound = evaluate64(workload.epilogue, acc, sum_bound(magnitude, terms), vectors, tensors)
+    return value, rounded_bound(value, bound, workload.dtype)

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from .cpu_features import processor_name
+from .dtypes import is_float
 from .errors import InputError, SparseError
 from .files import read_onnx, save_onnx, write_text
 from .progress import SILENT, Progress
@@ -653,7 +654,7 @@ def _random_array(
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     # Aligned, as a careful caller's arrays are: what every system can take as it lies.
     array = aligned_empty(tuple(sizes), dtype)
-    if np.issubdtype(dtype, np.floating):
+    if is_float(dtype):
         array[...] = rng.standard_normal(sizes)
     else:
         array[...] = rng.integers(0, 2, sizes)

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .dtypes import FLOAT_TYPES, HALF_TYPES
 from .errors import CheckError
 
-# Half the spacing of float32 at 1: one rounding's largest relative error.
-UNIT_ROUNDOFF = 2.0**-24
-_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
-_LARGEST = float(np.finfo(np.float32).max)
+# One rounding's largest relative error in float32.
+UNIT_ROUNDOFF = FLOAT_TYPES["float32"].roundoff
+_SMALLEST_NORMAL = FLOAT_TYPES["float32"].smallest_normal
+# Units of roundoff that a term may cost tensor cores; `half_dot_bound` says why.
+_TENSOR_CORE_ROUNDOFFS = 4
 
 # Whole-model tolerance, in float32 epsilons a layer; `model_tolerance` says why.
 _EPSILONS_A_LAYER = 128.0
+_HALF_EPSILONS_A_KERNEL = 16.0
 _PEAK_TO_RMS = 8.0
 
 
@@ -86,6 +89,48 @@ def dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, roundings: int = 0
     return gamma(counts) * magnitude + counts * _SMALLEST_NORMAL
 
 
+def half_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int) -> np.ndarray:
+    """Bound the error of sums of products of float16 or bfloat16 numbers, added up in float32.
+
+    Their products are exact in float32. Tensor cores add t of them and a partial sum at once: all
+    are aligned to the largest of these, and what lies behind float32's digits, or one or more
+    digits behind them on recent cores, is cut off; so is what the result has too many. An addend
+    or a result that is cut to float32's digits loses less than 2 u of the largest magnitude, an
+    addend with one digit more less than u. The largest addend itself is not cut, hence a step loses
+    at most 2 (t + 1) u of the sum of the magnitudes so far, and (t + 2) u with the digit more.
+    Products with a weight of zero lose nothing, so that t may be as small as 1: at most 4 u a
+    term. Chains of fused multiply-adds on other cores lose u a term.
+
+    Sources: M. Fasi, N. J. Higham, M. Mikaitis, S. Pranesh, *Numerical behavior of NVIDIA tensor
+    cores*, PeerJ Computer Science 7 (2021); B. Hickmann, D. Bradford, *Experimental analysis of
+    matrix multiplication functional units*, ARITH (2019).
+
+    Parameters
+    ----------
+    magnitude, terms
+        As for `dot_bound`.
+
+    Returns
+    -------
+    numpy.ndarray
+        What the float32 sum may differ by; `rounded_bound` adds the rounding of the result.
+    """
+    return dot_bound(magnitude, _TENSOR_CORE_ROUNDOFFS * np.asarray(terms, np.int64))
+
+
+def rounded_bound(value: np.ndarray, bound: np.ndarray, dtype: str) -> np.ndarray:
+    """Bound the error of a float32 result after it was rounded to `dtype`.
+
+    A number within `bound` of `value` is at most |value| + bound; rounding it to the nearest moves
+    it by at most the unit roundoff of the type times that, or, where the type has no more digits,
+    half its smallest number. float32 results are not rounded again.
+    """
+    if dtype not in HALF_TYPES:
+        return bound
+    kind = FLOAT_TYPES[dtype]
+    return bound + np.maximum(kind.roundoff * (np.abs(value) + bound), kind.smallest / 2)
+
+
 def compare(name: str, got: np.ndarray, want64: np.ndarray, bound: np.ndarray) -> LayerCheck:
     """Measure a layer's error against its bound.
 
@@ -112,7 +157,8 @@ def compare(name: str, got: np.ndarray, want64: np.ndarray, bound: np.ndarray) -
     finite = np.isfinite(computed) & np.isfinite(want64) & np.isfinite(bound)
     error = np.abs(computed[finite] - want64[finite])
     ratio = _ratio(error, bound[finite])
-    if not np.all(_coincide(computed[~finite], want64[~finite], bound[~finite])):
+    largest = FLOAT_TYPES.get(str(got.dtype), FLOAT_TYPES["float32"]).largest
+    if not np.all(_coincide(computed[~finite], want64[~finite], bound[~finite], largest)):
         ratio = float("inf")
     max_error = float(error.max(initial=0.0))
     rms_error = float(np.sqrt(np.mean(np.square(error)))) if error.size else 0.0
@@ -138,7 +184,7 @@ def check_layers(checks: Sequence[LayerCheck]) -> None:
 
 
 def model_tolerance(depth: int) -> float:
-    """Tell which relative error a model of `depth` weighted layers may show at its outputs.
+    """Tell which relative error a float32 model of `depth` layers may show at its outputs.
 
     A layer with K terms adds a relative RMS error of about u sqrt(K / 6), that is 4 eps at K = 2048
     and 13 eps at K = 25088, and its activation (fast exp, erf, tanh) up to some 8 eps. Errors of
@@ -149,20 +195,42 @@ def model_tolerance(depth: int) -> float:
     return _EPSILONS_A_LAYER * max(depth, 1) * 2.0 * UNIT_ROUNDOFF
 
 
+def half_model_tolerance(dtype: str, kernels: int, others: int) -> float:
+    """Tell the same for a model in float16 or bfloat16.
+
+    A layer with a kernel adds up in float32 and rounds its result once, a relative RMS error of
+    0.3 eps of the type. What stands between two such layers (residuals, normalisations, softmax,
+    the steps of a decomposed activation) rounds its results to the type as well, in the model and
+    in the reference but not in the same places: up to ten operators on either side, errors of
+    which add up to at most 0.6 eps each, 12 eps in all. 16 eps a layer leaves room. TVM's own
+    schedules add up in the type itself: other layers get what `model_tolerance` says, in eps of
+    the type.
+
+    Parameters
+    ----------
+    dtype : str
+        The narrowest type.
+    kernels, others : int
+        Layers that add up in float32, and layers that may not.
+    """
+    eps = 2.0 * FLOAT_TYPES[dtype].roundoff
+    return eps * (_HALF_EPSILONS_A_KERNEL * kernels + _EPSILONS_A_LAYER * max(others, 1 - kernels))
+
+
 def check_outputs(
     names: Sequence[str],
     got: Sequence[np.ndarray],
     want: Sequence[np.ndarray],
-    depth: int,
+    tolerance: float,
     layers: Sequence[LayerCheck] = (),
 ) -> tuple[LayerCheck, ...]:
     """Hold a compiled model's outputs against the reference's.
 
     The strict part of a check is the one by layer; rounding errors of earlier layers reach the
-    outputs amplified by the model itself, so here the RMS error is held against
-    `model_tolerance(depth)` times the RMS of the output, and the largest error against eight times
-    that share of the largest output (the peak of a normal distribution over a million elements is
-    five times its RMS). NaN and Inf must coincide. Integers and booleans must be equal.
+    outputs amplified by the model itself, so here the RMS error is held against `tolerance` times
+    the RMS of the output, and the largest error against eight times that share of the largest
+    output (the peak of a normal distribution over a million elements is five times its RMS). NaN
+    and Inf must coincide. Integers and booleans must be equal.
 
     Parameters
     ----------
@@ -170,8 +238,8 @@ def check_outputs(
         The outputs' names.
     got, want : sequence of numpy.ndarray
         What the compiled model and the reference computed.
-    depth : int
-        Layers with weights.
+    tolerance : float
+        `model_tolerance` or `half_model_tolerance` of the model.
     layers : sequence of LayerCheck
         The layers' checks, to name the likeliest cause.
 
@@ -188,7 +256,7 @@ def check_outputs(
     if not len(names) == len(got) == len(want):
         raise CheckError(f"the model has {len(got)} outputs, and the reference {len(want)}")
     checks = tuple(
-        _check_output(name, ours, reference, model_tolerance(depth))
+        _check_output(name, ours, reference, tolerance)
         for name, ours, reference in zip(names, got, want, strict=True)
     )
     bad = [check for check in checks if not check.ok]
@@ -208,9 +276,12 @@ def _check_output(name: str, got: np.ndarray, want: np.ndarray, tolerance: float
     finite = want64[np.isfinite(want64)]
     peak = float(np.abs(finite).max(initial=0.0))
     rms = float(np.sqrt(np.mean(np.square(finite)))) if finite.size else 0.0
-    by_peak = np.asarray(_PEAK_TO_RMS * tolerance * peak + _SMALLEST_NORMAL)
+    # Near its smallest numbers float16 has few digits: what is left of them may differ.
+    half = FLOAT_TYPES[str(got.dtype)] if str(got.dtype) in HALF_TYPES else None
+    least = _SMALLEST_NORMAL + (_HALF_EPSILONS_A_KERNEL * half.smallest if half else 0.0)
+    by_peak = np.asarray(_PEAK_TO_RMS * tolerance * peak + least)
     check = compare(name, got, want64, by_peak)
-    by_rms = check.rms_error / (tolerance * rms + _SMALLEST_NORMAL)
+    by_rms = check.rms_error / (tolerance * rms + least)
     return LayerCheck(name, check.max_error, check.rms_error, max(check.max_ratio, by_rms))
 
 
@@ -223,11 +294,11 @@ def _ratio(error: np.ndarray, bound: np.ndarray) -> float:
         return float(np.max(error[off] / bound[off]))
 
 
-def _coincide(got: np.ndarray, want: np.ndarray, bound: np.ndarray) -> np.ndarray:
-    """Tell where non-finite results agree; a sum near the end of float32's range may overflow."""
+def _coincide(got: np.ndarray, want: np.ndarray, bound: np.ndarray, largest: float) -> np.ndarray:
+    """Tell where non-finite results agree; a sum near the end of the type's range may overflow."""
     same = (got == want) | (np.isnan(got) & np.isnan(want))
     with np.errstate(invalid="ignore", over="ignore"):
-        overflows = np.isinf(got) & (np.sign(got) * want + bound >= _LARGEST)
+        overflows = np.isinf(got) & (np.sign(got) * want + bound >= largest)
     return same | overflows
 
 

@@ -58,7 +58,7 @@ def check_decision(site: WeightSite, decision: Decision, machine: Machine) -> No
     if site.refusal:
         raise PlanError(f"{where}: {site.refusal}")
     template = template_named(decision.kernel)
-    match = template.supports(site.workload, machine)
+    match = template.takes(site.workload, machine)
     if not match:
         raise PlanError(f"{where}: {match.reason}")
     check_config(decision.name, template, site.workload, machine, decision.config)
@@ -92,7 +92,7 @@ def _in_panels(task: Task, machine: X86Machine, parts: int = 1) -> Task | None:
     tokens = geometry.n // parts
     panels, template = panels_of(tokens, machine), template_named(task.kernel)
     workload = in_panels(task.site.workload, tokens)
-    if panels is None or not template.supports(workload, machine):
+    if panels is None or not template.takes(workload, machine):
         return None
     space = [
         config

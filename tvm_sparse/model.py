@@ -55,7 +55,8 @@ class Model:
         for name in sorted(self.params):
             value = np.ascontiguousarray(self.params[name])
             state.update(f"{name}:{value.dtype}:{value.shape};".encode())
-            state.update(value.data if value.size else b"")
+            # As bytes: bfloat16 has no buffer that Python knows.
+            state.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
         return state.hexdigest()[:16]
 
     @property

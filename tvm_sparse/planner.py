@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .dtypes import numpy_dtype
 from .errors import PlanError, SparseError
 from .files import write_text
 from .formats import FORMATS
@@ -346,14 +347,14 @@ def _measured(
 
 def _is_buildable(site: WeightSite, machine: Machine, candidate: Candidate) -> bool:
     template = template_named(candidate.kernel)
-    if not template.supports(site.workload, machine):
+    if not template.takes(site.workload, machine):
         return False
     try:
         check_config(site.name, template, site.workload, machine, candidate.config)
     except PlanError:
         return False
     # The format's other conditions are on the configuration, too.
-    any_weight = np.zeros((1, 1), np.float32)
+    any_weight = np.zeros((1, 1), numpy_dtype(site.workload.dtype))
     return bool(FORMATS[template.format].supports(any_weight, candidate.config))
 
 
@@ -376,7 +377,7 @@ def _hinted(
         if hint.record.kernel not in _KERNELS:
             continue
         template = template_named(hint.record.kernel)
-        if not template.supports(site.workload, machine):
+        if not template.takes(site.workload, machine):
             continue
         config = dict(hint.record.config)
         candidate = Candidate(template.format, template.name, config, 0.0)
@@ -425,10 +426,13 @@ def _candidates(
     """Estimate every template at its best configuration; list the refusals of the others."""
     found: list[Candidate] = []
     refusals: dict[str, str] = {}
+    # That a kernel is for another type says less than why one for this type refuses.
+    other_types: dict[str, str] = {}
     for template in templates_for(machine):
-        match = template.supports(workload, machine)
+        match = template.takes(workload, machine)
         if not match:
-            refusals[template.format] = match.reason
+            reasons = refusals if workload.dtype in template.dtypes else other_types
+            reasons[template.format] = match.reason
             continue
         timed = [
             Candidate(
@@ -445,7 +449,7 @@ def _candidates(
     stock = stock_dense(workload, machine)
     if stock is not None:
         found.append(Candidate("dense", "tvm", {}, round(stock, 2)))
-    return found, refusals
+    return found, {**refusals, **{k: v for k, v in other_types.items() if k not in refusals}}
 
 
 def _choose(
@@ -467,7 +471,7 @@ def _choose(
         )
         if option is None and measured:
             return None
-        if option is None:
+        if option is None and wanted != "dense":
             reason = refusals.get(wanted, f"there is no format '{wanted}'")
             raise PlanError(f"layer '{name}' cannot be {wanted}: {reason}")
         return option, "user", f"forced to {wanted}"

@@ -41,6 +41,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from .dtypes import is_float
 from .errors import ModelError, SparseError
 from .files import read_onnx
 from .model import Model
@@ -478,7 +479,7 @@ class _ModelWeights:
     def _add(self, param: str, op: str, groups: int) -> None:
         array = np.array(self.model.params[param], order="C")
         layer = self.model.layer_names.get(param, param)
-        if not np.issubdtype(array.dtype, np.floating):
+        if not is_float(array.dtype):
             self.refused[layer] = f"its weight is {array.dtype}"
         elif op == "MatMul" and array.ndim != 2:
             self.refused[layer] = f"its weight has {array.ndim} dimensions"

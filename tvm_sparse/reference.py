@@ -1,4 +1,8 @@
-"""The dense reference: the loaded model with every weighted layer computed by NumPy in float64."""
+"""The dense reference: the loaded model with every weighted layer computed by NumPy in float64.
+
+Activations keep the model's type: a layer's result is rounded to it once. What has no weight runs
+as TVM runs it.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from .dtypes import is_float, numpy_dtype
 from .errors import InputError
 from .float64 import ConvAttributes, conv2d64, matmul64
 from .model import Model, TensorSpec
-from .runtime import aligned_empty, check_inputs
+from .runtime import aligned_empty, array_of, check_inputs, tensor_of
 from .targets import resolve_target
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -79,7 +84,7 @@ class Capture:
         y : numpy.ndarray
             W @ x in float64.
         magnitude : numpy.ndarray
-            |W| @ |x|, of the same shape; see `check.dot_bound`.
+            |W| @ |x|, of the same shape; see `check.dot_bound` and `check.half_dot_bound`.
         """
         x, weight = np.abs(self.x), np.abs(self.weight)
         axis = -1 if self.conv is None else 1
@@ -125,7 +130,7 @@ class _State:
         import tvm
 
         site = self.sites[str(name)]
-        x = np.from_dlpack(tensor)
+        x = array_of(tensor)
         y64 = site.compute(x)
         if self.captures is not None:
             # A copy: the runtime reuses the buffer for later activations.
@@ -190,7 +195,7 @@ class Reference:
         self._state.captures = {} if capture else None
         arguments = [_aligned(value) for value in inputs]
         result = self._machine["main"](*arguments, *self._params)
-        outputs = [np.array(tensor.numpy()) for tensor in _flatten(result)]
+        outputs = [np.array(array_of(tensor)) for tensor in _flatten(result)]
         captures, self._state.captures = self._state.captures or {}, None
         return ReferenceRun(outputs, captures)
 
@@ -266,7 +271,7 @@ def _site(
     if not isinstance(operator, tvm.ir.Op) or operator.name not in _SITES:
         return None
     param = weights.get(call.args[1])
-    if param is None or values[param].dtype.kind != "f":
+    if param is None or not is_float(values[param].dtype):
         return None
     supported, conv = _SITES[operator.name](call)
     return _Site(binding.var.name, param, values[param], conv) if supported else None
@@ -305,11 +310,9 @@ def _unique(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _aligned(value: np.ndarray) -> Any:
-    import tvm_ffi
-
     array = aligned_empty(value.shape, value.dtype.newbyteorder("="))
     np.copyto(array, value)
-    return tvm_ffi.from_dlpack(array)
+    return tensor_of(array)
 
 
 def _flatten(result: Any) -> list[Any]:
@@ -320,8 +323,8 @@ def _flatten(result: Any) -> list[Any]:
 
 def _random_input(spec: TensorSpec, sizes: dict[str, int], rng: np.random.Generator) -> np.ndarray:
     shape = tuple(dim if isinstance(dim, int) else _size(dim, sizes) for dim in spec.shape)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
+    dtype = numpy_dtype(spec.dtype)
+    if is_float(spec.dtype):
         return rng.standard_normal(shape).astype(dtype)
     return rng.integers(0, 2, shape).astype(dtype)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .device import CPU, device_kind, machine_devices, moved
+from .dtypes import numpy_dtype
 from .errors import InputError, LibraryError, TargetError
 from .manifest import Manifest
 from .model import TensorSpec
@@ -342,9 +343,7 @@ class _Staging:
             array = self._copy(array)
         elif array.ctypes.data % ALIGNMENT:
             array = self._copy(array)
-        if array.dtype.name == _BFLOAT16:
-            return _seen_as(tvm_ffi.from_dlpack(array.view(np.uint16)), array.shape, _BFLOAT16)
-        return tvm_ffi.from_dlpack(array)
+        return tensor_of(array)
 
     def _copy(self, array: np.ndarray) -> np.ndarray:
         dtype = array.dtype.newbyteorder("=")
@@ -362,6 +361,23 @@ def aligned_empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def tensor_of(array: np.ndarray) -> Any:
+    """See a writable, contiguous array as a tensor, without a copy."""
+    import tvm_ffi
+
+    if array.dtype.name == _BFLOAT16:
+        return _seen_as(tvm_ffi.from_dlpack(array.view(np.uint16)), array.shape, _BFLOAT16)
+    return tvm_ffi.from_dlpack(array)
+
+
+def array_of(tensor: Any) -> np.ndarray:
+    """See a tensor of the processor as an array, without a copy."""
+    if str(tensor.dtype) == _BFLOAT16:
+        bits = np.from_dlpack(_seen_as(tensor, tuple(tensor.shape), "uint16"))
+        return bits.view(numpy_dtype(_BFLOAT16))
+    return np.from_dlpack(tensor)
 
 
 def check_inputs(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> dict[str, int]:
@@ -389,9 +405,10 @@ def check_inputs(specs: Sequence[TensorSpec], arrays: Sequence[np.ndarray]) -> d
 def _check_dtype(spec: TensorSpec, array: np.ndarray) -> None:
     got = str(array.dtype.newbyteorder("="))
     if got != spec.dtype:
+        wanted = "ml_dtypes.bfloat16" if spec.dtype == _BFLOAT16 else f"'{spec.dtype}'"
         raise InputError(
             f"input '{spec.name}' is {got}, and the model wants {spec.dtype}: "
-            f"convert it with .astype('{spec.dtype}')"
+            f"convert it with .astype({wanted})"
         )
 
 
@@ -469,21 +486,25 @@ def _as_array(name: str, value: Any) -> np.ndarray:
     if int(device[0]) != CPU:
         raise InputError(f"input '{name}' lies on another device; copy it to the CPU first")
     try:
-        return np.from_dlpack(value)
+        return _through_dlpack(value)
     except (BufferError, RuntimeError, TypeError) as error:
         raise InputError(
             f"input '{name}' cannot be read through DLPack: {_first_line(error)}"
         ) from None
 
 
+def _through_dlpack(value: Any) -> np.ndarray:
+    # Other packages write their names before it: torch.bfloat16.
+    if str(getattr(value, "dtype", "")).endswith(_BFLOAT16):
+        import tvm_ffi
+
+        return array_of(tvm_ffi.from_dlpack(value))
+    return np.from_dlpack(value)
+
+
 def _hand_out(tensor: Any, is_fresh: bool) -> np.ndarray:
     """Give the caller an array of his own: the runtime's memory if nobody else has it."""
-    if str(tensor.dtype) == _BFLOAT16:
-        import ml_dtypes
-
-        bits = np.from_dlpack(_seen_as(tensor, tuple(tensor.shape), "uint16"))
-        return np.array(bits).view(ml_dtypes.bfloat16)
-    array = np.from_dlpack(tensor)
+    array = array_of(tensor)
     return array if is_fresh and array.flags.writeable else np.array(array)
 
 

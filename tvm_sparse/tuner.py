@@ -199,6 +199,8 @@ def find_tasks(
         site = with_threads(fused.site, machine)
         if site.refusal or site.workload.geometry is None:
             continue
+        if not any(template.takes(site.workload, machine) for template in TEMPLATES):
+            continue
         profile = profile_site(model, site)
         digest = weight_digest(model.params[site.param])
         step = round(math.log(max(profile.density, 1e-6)) / math.log(_SAME_DENSITY))
@@ -247,7 +249,7 @@ def rank(site: WeightSite, profile: SparsityProfile, machine: X86Machine) -> lis
     """List every candidate of a layer with its estimate, the fastest first."""
     found = []
     for template in TEMPLATES:
-        if not template.supports(site.workload, machine):
+        if not template.takes(site.workload, machine):
             continue
         if profile.nnz == profile.size and template.format not in DENSE_FORMATS:
             continue
@@ -477,7 +479,7 @@ def _stays_dense(task: Task, machine: X86Machine) -> bool:
     return (
         best is not None
         and template_named(best.kernel).format in DENSE_FORMATS
-        and bool(METASCHEDULE.supports(task.subject.workload, machine))
+        and bool(METASCHEDULE.takes(task.subject.workload, machine))
     )
 
 

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from .check import LayerCheck, check_layers, check_outputs, compare, dot_bound
+from .check import (
+    LayerCheck,
+    check_layers,
+    check_outputs,
+    compare,
+    dot_bound,
+    half_dot_bound,
+    half_model_tolerance,
+    model_tolerance,
+    rounded_bound,
+)
+from .device import CUDA, device_kind
+from .dtypes import FLOAT_TYPES, HALF_TYPES, numpy_dtype
 from .epilogue_reference import evaluate64
 from .errors import CheckError
 from .model import Model
@@ -24,10 +35,6 @@ _MACS = 2_000_000_000
 
 # Rows and columns of an image whose size is symbolic: survives five halvings.
 _IMAGE = 64
-
-# The spacing at 1 of types narrower than float32, in float32's. Their layers stay with TVM, which
-# also sums up in them.
-_EPSILONS = {"float16": 1 << 13, "bfloat16": 1 << 16}
 
 
 def verify(
@@ -66,16 +73,14 @@ def verify(
             phase.step(fused.site.name)
             call = lowered.calls[fused.site.binding]
             capture = reference.captures[fused.site.binding]
-            checks[fused.site.name] = _check_layer(
-                model, fused, call, capture, module.library, number
-            )
+            checks[fused.site.name] = _check_layer(model, fused, call, capture, module, number)
     check_layers(list(checks.values()))
     outputs = module(*inputs)
     check_outputs(
         [spec.name for spec in model.outputs],
         outputs if isinstance(outputs, list) else [outputs],
         reference.outputs,
-        depth=max(1, len(sites)) * _coarseness(model),
+        _tolerance(model, len(rewritten), len(sites) - len(rewritten)),
         layers=list(checks.values()),
     )
     return checks
@@ -100,10 +105,13 @@ def _run_reference(model: Model, inputs: Sequence[np.ndarray]) -> ReferenceRun:
         ) from error
 
 
-def _coarseness(model: Model) -> int:
-    """Tell how many float32 epsilons the narrowest weights round to: layers of theirs count so."""
-    types = {str(value.dtype) for value in model.params.values()}
-    return max((_EPSILONS[name] for name in types if name in _EPSILONS), default=1)
+def _tolerance(model: Model, kernels: int, others: int) -> float:
+    """Tell what the outputs may be off by, after the narrowest weights."""
+    types = {str(value.dtype) for value in model.params.values()} & HALF_TYPES
+    if not types:
+        return model_tolerance(kernels + others)
+    narrowest = max(types, key=lambda name: FLOAT_TYPES[name].roundoff)
+    return half_model_tolerance(narrowest, kernels, others)
 
 
 def _check_layer(
@@ -111,15 +119,23 @@ def _check_layer(
     fused: FusedSite,
     call: KernelCall,
     capture: Capture,
-    library: Any,
+    module: CompiledModule,
     seed: int,
 ) -> LayerCheck:
-    """Run one kernel as it will be shipped; tensors that the epilogue adds are random here."""
+    """Run one kernel as it will be shipped; tensors that the epilogue adds are random here.
+
+    The kernel reads the very numbers that the reference read, in the layer's type; its result may
+    differ by what float32 does to sums and epilogue, and then by one rounding to that type.
+    """
+    dtype = fused.site.workload.dtype
     x, shape = _as_kernel_sees(fused, capture.x), _as_kernel_sees(fused, capture.y64).shape
     rng = np.random.default_rng(seed)
-    tensors = [rng.standard_normal(shape, np.float32) for _ in fused.fused.tensors]
+    tensors = [
+        rng.standard_normal(shape, np.float32).astype(numpy_dtype(dtype))
+        for _ in fused.fused.tensors
+    ]
     channels = [model.params[name].reshape(-1) for name in fused.fused.channels]
-    got = _run_kernel(library, call, x, tensors, shape)
+    got = _run_kernel(module, call, x, tensors, shape)
 
     # Output features are the second axis of a matrix of results, and of images.
     rows = _rows(fused, capture)
@@ -131,11 +147,11 @@ def _check_layer(
     value, bound = evaluate64(
         fused.fused.epilogue,
         want,
-        dot_bound(magnitude, terms),
+        (half_dot_bound if dtype in HALF_TYPES else dot_bound)(magnitude, terms),
         [vector[picked].reshape(-1, *trailing) for vector in channels],
         [tensor[:, picked] for tensor in tensors],
     )
-    return compare(fused.site.name, got[:, picked], value, bound)
+    return compare(fused.site.name, got[:, picked], value, rounded_bound(value, bound, dtype))
 
 
 def _as_kernel_sees(fused: FusedSite, array: np.ndarray) -> np.ndarray:
@@ -156,7 +172,7 @@ def _rows(fused: FusedSite, capture: Capture) -> list[int] | None:
 
 
 def _run_kernel(
-    library: Any,
+    module: CompiledModule,
     call: KernelCall,
     x: np.ndarray,
     tensors: Sequence[np.ndarray],
@@ -164,8 +180,8 @@ def _run_kernel(
 ) -> np.ndarray:
     """Return what a kernel computes, of it what is this layer's."""
     if call.panels is None:
-        result = np.zeros(shape, np.float32)
-        _call_kernel(library, call.symbol, [x, *call.arrays, *call.channels, *tensors], result)
+        result = np.zeros(shape, x.dtype)
+        _call_kernel(module, call.symbol, [x, *call.arrays, *call.channels, *tensors], result)
         return result
     rows = []
     for first in range(0, len(x), call.panels.tokens):
@@ -173,17 +189,18 @@ def _run_kernel(
         packed = [call.panels.pack(array[part]) for array in (x, *tensors)]
         arguments = [packed[0], *call.arrays, *call.channels, *packed[1:]]
         result = np.zeros(call.panels.size(call.features), np.float32)
-        _call_kernel(library, call.symbol, arguments, result)
+        _call_kernel(module, call.symbol, arguments, result)
         rows.append(call.panels.unpack(result, call.features))
     return np.concatenate(rows)[:, call.first : call.first + shape[1]]
 
 
 def _call_kernel(
-    library: Any, symbol: str, arguments: Sequence[np.ndarray], result: np.ndarray
+    module: CompiledModule, symbol: str, arguments: Sequence[np.ndarray], result: np.ndarray
 ) -> None:
     import tvm
 
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(argument)) for argument in arguments]
-    output = tvm.runtime.tensor(result)
-    library.get_function(symbol, query_imports=True)(*tensors, output)
+    device = tvm.device("cuda" if device_kind(module.manifest.target) == CUDA else "cpu")
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(array), device) for array in arguments]
+    output = tvm.runtime.tensor(result, device)
+    module.library.get_function(symbol, query_imports=True)(*tensors, output)
     np.copyto(result, output.numpy())

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from .dtypes import HALF_TYPES, numpy_dtype
 from .errors import ModelError
 
 Batch = int | str
@@ -270,9 +271,10 @@ def _model(
 class _Builder:
     """Collects the nodes of one network, and the shapes of the weights that they need."""
 
-    def __init__(self, opset: int, *, batch_norm: bool = False) -> None:
+    def __init__(self, opset: int, *, batch_norm: bool = False, dtype: str = "float32") -> None:
         self.opset = opset
         self.batch_norm = batch_norm
+        self.dtype = dtype
         self.nodes: list[onnx.NodeProto] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.constants: dict[str, np.ndarray] = {}
@@ -360,7 +362,7 @@ class _Builder:
             node.output[:] = ["output" if value == output else value for value in node.output]
             node.input[:] = ["output" if value == output else value for value in node.input]
         values = _Initialiser(self.nodes, self.shapes, seed).run()
-        return _model(
+        model = _model(
             name,
             self.nodes,
             [_tensor(key, shape) for key, shape in inputs.items()],
@@ -368,13 +370,41 @@ class _Builder:
             {**self.constants, **values},
             self.opset,
         )
+        return model if self.dtype == "float32" else in_type(model, self.dtype)
+
+
+def in_type(model: onnx.ModelProto, dtype: str) -> onnx.ModelProto:
+    """Copy a float32 network to float16 or bfloat16: weights, activations and results.
+
+    Raises
+    ------
+    ModelError
+        When the type is another one.
+    """
+    if dtype not in HALF_TYPES:
+        raise ModelError(f"networks are rounded to float16 or bfloat16, not to {dtype}")
+    kind = helper.np_dtype_to_tensor_dtype(numpy_dtype(dtype))
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            rounded = numpy_helper.to_array(tensor).astype(numpy_dtype(dtype))
+            tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
+    for value in (*copy.graph.input, *copy.graph.output, *copy.graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = kind
+    return copy
 
 
 def mlp(
-    batch: Batch = 1, sizes: Sequence[int] = (784, 1024, 1024, 10), seed: int = 0
+    batch: Batch = 1,
+    sizes: Sequence[int] = (784, 1024, 1024, 10),
+    seed: int = 0,
+    *,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Build linear layers (each a Gemm) with ReLU between them; a string as `batch` is symbolic."""
-    builder = _Builder(17)
+    builder = _Builder(17, dtype=dtype)
     x = "input"
     for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         x = builder.gemm(x, f"fc{index + 1}", inputs, outputs)
@@ -384,10 +414,16 @@ def mlp(
 
 
 def single_matmul(
-    m: int = 768, k: int = 768, n: int = 128, *, bias: bool = False, seed: int = 0
+    m: int = 768,
+    k: int = 768,
+    n: Batch = 128,
+    *,
+    bias: bool = False,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Build one layer of `k` input and `m` output features on `n` tokens: X [n, k] @ W [k, m]."""
-    builder = _Builder(17)
+    builder = _Builder(17, dtype=dtype)
     if bias:
         y = builder.linear("input", "linear", k, m)
     else:
@@ -406,12 +442,13 @@ def single_conv(
     activation: str = "relu",
     batch: Batch = 1,
     seed: int = 0,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Build one convolution with bias on square images, with 'same' padding.
 
     `activation` is "relu", "relu6" or empty.
     """
-    builder = _Builder(17)
+    builder = _Builder(17, dtype=dtype)
     y = builder.conv(
         "input",
         "conv",
@@ -458,14 +495,19 @@ _MOBILENET_V2: tuple[tuple[int, int, int, int], ...] = (
 
 
 def mobilenet_v1(
-    batch: Batch = 1, *, batch_norm: bool = False, size: int = 224, seed: int = 0
+    batch: Batch = 1,
+    *,
+    batch_norm: bool = False,
+    size: int = 224,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Build MobileNetV1 of width 1.0.
 
     With `batch_norm` each convolution is followed by a BatchNormalization node; without, it is
     already folded into the convolution's weight and bias.
     """
-    builder = _Builder(17, batch_norm=batch_norm)
+    builder = _Builder(17, batch_norm=batch_norm, dtype=dtype)
     x = builder.conv("input", "stem", (3, 32), 3, stride=2, activation="relu")
     channels = 32
     for index, (outputs, stride) in enumerate(_MOBILENET_V1, start=1):
@@ -486,10 +528,15 @@ def mobilenet_v1(
 
 
 def mobilenet_v2(
-    batch: Batch = 1, *, batch_norm: bool = False, size: int = 224, seed: int = 0
+    batch: Batch = 1,
+    *,
+    batch_norm: bool = False,
+    size: int = 224,
+    seed: int = 0,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Build MobileNetV2 of width 1.0, with ReLU6; `batch_norm` as in `mobilenet_v1`."""
-    builder = _Builder(17, batch_norm=batch_norm)
+    builder = _Builder(17, batch_norm=batch_norm, dtype=dtype)
     x = builder.conv("input", "stem", (3, 32), 3, stride=2, activation="relu6")
     channels, index = 32, 0
     for expansion, outputs, repeats, first_stride in _MOBILENET_V2:
@@ -543,6 +590,7 @@ def bert_encoder(
     symbolic: bool = False,
     opset: int = 17,
     seed: int = 0,
+    dtype: str = "float32",
 ) -> onnx.ModelProto:
     """Build a BERT encoder on embedded tokens: input and output are [batch, seq, hidden].
 
@@ -561,7 +609,7 @@ def bert_encoder(
     """
     if hidden % heads:
         raise ModelError(f"{heads} heads do not divide {hidden} hidden features")
-    builder = _Builder(opset)
+    builder = _Builder(opset, dtype=dtype)
     builder.constant("split_heads", [0, 0, heads, hidden // heads], np.int64)
     builder.constant("merge_heads", [0, 0, hidden], np.int64)
     builder.constant("sqrt_head", np.sqrt(hidden // heads))
@@ -655,8 +703,8 @@ ZOO: Mapping[str, Callable[..., onnx.ModelProto]] = {
 }
 
 
-def build(name: str, **options: Any) -> onnx.ModelProto:
-    """Build the network called `name`, with the options of its builder.
+def build(name: str, *, dtype: str = "float32", **options: Any) -> onnx.ModelProto:
+    """Build the network called `name` in a type, with the options of its builder.
 
     Raises
     ------
@@ -665,4 +713,5 @@ def build(name: str, **options: Any) -> onnx.ModelProto:
     """
     if name not in ZOO:
         raise ModelError(f"no network '{name}' in the zoo; there are {', '.join(ZOO)}")
-    return ZOO[name](**options)
+    model = ZOO[name](**options)
+    return model if dtype == "float32" else in_type(model, dtype)

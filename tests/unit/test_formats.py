@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.formats import FORMATS
-from tvm_sparse.formats.base import element_type
 from tvm_sparse.formats.clustering import cluster_rows, pair_rows
 from tvm_sparse.formats.splitting import split_rows
 
@@ -221,7 +221,7 @@ def test_row_ranges_share_the_nonzeros():
 @pytest.mark.parametrize("name", list(DTYPES))
 @pytest.mark.parametrize("run", [1, 8])
 def test_tensor_tiles_restore_both_types_in_runs(name, dtype, run):
-    w = random_matrix(50, 72, 0.4, 1).astype(element_type(dtype))
+    w = random_matrix(50, 72, 0.4, 1).astype(numpy_dtype(dtype))
     packed = FORMATS[name].pack(w, {"mt": 32, "kb": 32, "run": run})
     assert same_bits(FORMATS[name].unpack(packed), w)
 

@@ -20,6 +20,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "errors",
             "files",
+            "dtypes",
             "workload",
             "cpu_features",
             "targets",
@@ -51,6 +52,7 @@ RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
 # These may not load TVM: they serve tools that look at weights only.
 WITHOUT_TVM = (
     "errors",
+    "dtypes",
     "workload",
     "model",
     "progress",

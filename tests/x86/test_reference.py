@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tvm_sparse.check import check_layers, check_outputs, compare, dot_bound
+from tvm_sparse.check import check_layers, check_outputs, compare, dot_bound, model_tolerance
 from tvm_sparse.errors import CheckError, InputError
 from tvm_sparse.float64 import ConvAttributes, conv2d64, matmul64
 from tvm_sparse.model import Model, TensorSpec
@@ -77,7 +77,7 @@ def test_a_perceptron_with_a_symbolic_batch(batch: int) -> None:
     run = reference.run([x])
     w1, b1, w2 = (model.params[name].astype(np.float64) for name in ("w1", "b1", "w2"))
     h = np.maximum(x @ w1 + b1, 0)
-    check_outputs(["y"], run.outputs, [np.tanh(h @ w2)], depth=2)
+    check_outputs(["y"], run.outputs, [np.tanh(h @ w2)], model_tolerance(2))
     assert list(run.captures) == ["fc1", "fc2"] == list(reference.layers)
     np.testing.assert_array_equal(run.captures["fc1"].x, x)
     assert run.captures["fc2"].param == "w2"
@@ -149,7 +149,7 @@ def test_what_is_no_weight_stays_with_tvm() -> None:
     run = reference.run([x])
     assert reference.layers == ()
     want = (x.astype(np.float64) @ x.transpose(0, 2, 1)) * model.params["scale"]
-    check_outputs(["y"], run.outputs, [want], depth=1)
+    check_outputs(["y"], run.outputs, [want], model_tolerance(1))
 
 
 def test_layers_of_the_same_name_are_told_apart() -> None:
@@ -369,7 +369,9 @@ def test_the_worst_layer_is_named() -> None:
     with pytest.raises(CheckError, match=r"layer 'c' .* \(2 of 3 layers are outside theirs\)"):
         check_layers([good, bad, worse])
     with pytest.raises(CheckError, match=r"output 'y' .* worst layer is 'c'"):
-        check_outputs(["y"], [np.float32([2])], [np.float32([1])], 1, [good, bad, worse])
+        check_outputs(
+            ["y"], [np.float32([2])], [np.float32([1])], model_tolerance(1), [good, bad, worse]
+        )
 
 
 @pytest.mark.parametrize("depth", [1, 12, 100])
@@ -378,9 +380,9 @@ def test_outputs_may_differ_by_roundings_and_no_more(depth: int) -> None:
     noise = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
     near = want + np.float32(1e-6 * depth) * noise
     far = want + np.float32(1e-4 * depth) * noise
-    assert check_outputs(["y"], [near], [want], depth)[0].ok
+    assert check_outputs(["y"], [near], [want], model_tolerance(depth))[0].ok
     with pytest.raises(CheckError, match="output 'y' disagrees"):
-        check_outputs(["y"], [far], [want], depth)
+        check_outputs(["y"], [far], [want], model_tolerance(depth))
 
 
 def test_one_wrong_element_among_many_is_noticed() -> None:
@@ -388,18 +390,18 @@ def test_one_wrong_element_among_many_is_noticed() -> None:
     got = want.copy()
     got[777] += 0.01
     with pytest.raises(CheckError, match=r"largest error 0\.01 "):
-        check_outputs(["y"], [got], [want], 1)
+        check_outputs(["y"], [got], [want], model_tolerance(1))
 
 
 def test_integers_must_be_equal() -> None:
     want = np.arange(5)
-    assert check_outputs(["ids"], [want.copy()], [want], 10)[0].max_error == 0
+    assert check_outputs(["ids"], [want.copy()], [want], model_tolerance(10))[0].max_error == 0
     with pytest.raises(CheckError, match="output 'ids'"):
-        check_outputs(["ids"], [want + (want == 3)], [want], 10)
+        check_outputs(["ids"], [want + (want == 3)], [want], model_tolerance(10))
 
 
 def test_a_shape_that_differs_is_a_sentence() -> None:
     with pytest.raises(CheckError, match=r"'y' has shape \(2,\), and the reference \(3,\)"):
-        check_outputs(["y"], [np.zeros(2)], [np.zeros(3)], 1)
+        check_outputs(["y"], [np.zeros(2)], [np.zeros(3)], model_tolerance(1))
     with pytest.raises(CheckError, match="has 0 outputs, and the reference 1"):
-        check_outputs(["y"], [], [np.zeros(3)], 1)
+        check_outputs(["y"], [], [np.zeros(3)], model_tolerance(1))

@@ -60,7 +60,7 @@ class SparseFormat(Protocol):
         ...
 
     def pack(self, weight: np.ndarray, config: Mapping[str, Any]) -> PackedWeight:
-        """Lay out a float32 matrix [rows, columns]; -0.0 counts as zero, NaN and Inf are kept."""
+        """Lay out a matrix [rows, columns]; -0.0 counts as zero, NaN and Inf are kept."""
         ...
 
     def unpack(self, packed: PackedWeight) -> np.ndarray:
@@ -68,22 +68,13 @@ class SparseFormat(Protocol):
         ...
 
 
-def check_matrix(weight: np.ndarray, dtypes: Collection[str] = ("float32",)) -> Match:
-    """Refuse what is no matrix with elements of one of some types."""
+def check_matrix(weight: np.ndarray, dtypes: Collection[str] = frozenset({"float32"})) -> Match:
+    """Refuse what is no matrix, has no elements, or is of none of the types that a format holds."""
     if weight.ndim != 2:
         return Match(False, f"the weight has {weight.ndim} dimensions, a matrix has 2")
     if str(weight.dtype) not in dtypes:
-        wanted = " or ".join(sorted(dtypes))
-        return Match(False, f"the weight is {weight.dtype}; this format holds {wanted}")
+        known = " and ".join(sorted(dtypes))
+        return Match(False, f"the weight is {weight.dtype}; the format holds {known}")
     if 0 in weight.shape:
         return Match(False, "the weight has no elements")
     return Match(True)
-
-
-def element_type(name: str) -> np.dtype[Any]:
-    """Return NumPy's type of a name; bfloat16 is not its own."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from .base import Match, PackedWeight, check_matrix, element_type
+from ..dtypes import HALF_TYPES, numpy_dtype
+from .base import Match, PackedWeight, check_matrix
 
-DTYPES = frozenset({"float16", "bfloat16"})
 ROWS = 16
 MOST_ROWS = 256
 # Columns that one instruction multiplies by.
@@ -92,7 +92,7 @@ class TensorTiles:
             return Match(False, f"chunks of {kb} columns; tensor cores take multiples of {step}")
         if run not in RUNS:
             return Match(False, f"runs of {run} columns; there can be {RUNS[0]} or {RUNS[1]}")
-        fits = check_matrix(weight, DTYPES)
+        fits = check_matrix(weight, HALF_TYPES)
         if fits and weight.shape[1] % run:
             return Match(False, f"{weight.shape[1]} columns are not whole runs of {run}")
         return fits
@@ -156,7 +156,7 @@ class TensorTiles:
         restored = np.zeros((rows, columns), np.uint16)
         real = slots < rows
         restored[slots[real]] = words[real]
-        return restored.view(element_type(packed.config["dtype"]))
+        return restored.view(numpy_dtype(packed.config["dtype"]))
 
 
 def _row_order(weight: np.ndarray, mt: int, run: int) -> np.ndarray:

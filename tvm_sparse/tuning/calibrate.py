@@ -370,7 +370,7 @@ def _jobs(machine: X86Machine) -> list[_Job]:
     jobs: list[_Job] = []
     for workload in _workloads():
         for template in TEMPLATES:
-            if not template.supports(workload, machine):
+            if not template.takes(workload, machine):
                 continue
             space = template.space(workload, machine)
             for turn in range(min(_CONFIGS, len(space))):
