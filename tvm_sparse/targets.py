@@ -111,6 +111,11 @@ class CudaMachine:
     gigahertz, memory_gbytes : float
         Clock under load, and memory's rate in 1e9 bytes a second.
     l2_bytes : int
+    l2_gbytes : float
+        L2's rate in 1e9 bytes a second.
+    warp_share : float
+        Share of `tensor_macs` that instructions of one warp reach: the latest tensor cores want
+        those of four warps (`wgmma`).
     threads : int
         Threads of the host that a module is planned for; kernels run on the GPU.
     """
@@ -124,7 +129,9 @@ class CudaMachine:
     gigahertz: float
     memory_gbytes: float
     l2_bytes: int
+    l2_gbytes: float
     max_threads: int = 2048
+    warp_share: float = 1.0
     registers: int = 64 << 10
     threads: int = 1
 
@@ -138,11 +145,19 @@ Machine = X86Machine | CudaMachine
 
 # By compute capability: the data-centre GPU of a generation, or its most usual one (NVIDIA's
 # architecture white papers, and the table of compute capabilities in the CUDA programming guide).
+# L2's rates are those that microbenchmarks reach, and so is the share of an H100's tensor cores
+# that `mma` does (W. Luo et al., "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture
+# via Microbenchmarking", arXiv 2402.13499).
 _GPUS: tuple[tuple[int, CudaMachine], ...] = (
-    (80, CudaMachine("sm_80", 108, 64, 1024, 164 << 10, 163 << 10, 1.41, 1555, 40 << 20)),
-    (86, CudaMachine("sm_86", 84, 128, 512, 100 << 10, 99 << 10, 1.74, 696, 6 << 20, 1536)),
-    (89, CudaMachine("sm_89", 142, 128, 512, 100 << 10, 99 << 10, 2.5, 864, 96 << 20, 1536)),
-    (90, CudaMachine("sm_90", 132, 128, 2048, 228 << 10, 227 << 10, 1.75, 3350, 50 << 20)),
+    (80, CudaMachine("sm_80", 108, 64, 1024, 164 << 10, 163 << 10, 1.41, 1555, 40 << 20, 4000)),
+    (86, CudaMachine("sm_86", 84, 128, 512, 100 << 10, 99 << 10, 1.74, 696, 6 << 20, 2000, 1536)),
+    (89, CudaMachine("sm_89", 142, 128, 512, 100 << 10, 99 << 10, 2.5, 864, 96 << 20, 4000, 1536)),
+    (
+        90,
+        CudaMachine(
+            "sm_90", 132, 128, 2048, 228 << 10, 227 << 10, 1.75, 3350, 50 << 20, 5500, 2048, 0.62
+        ),
+    ),
 )
 
 

@@ -58,7 +58,14 @@ class FeatureRows(GatheredColumns):
     def store(self, slab: Any, row_of: RowOf) -> None:
         """Write the results of a slab."""
         store_feature_rows(
-            slab, self.shape, self.threads, self.results, row_of, self.first, self.tokens
+            slab,
+            self.shape,
+            self.threads,
+            self.results,
+            row_of,
+            (self.first, self.tokens),
+            lambda row, token: [row, token],
+            paired=self.geometry.n is not None and self.geometry.n % 2 == 0,
         )
 
 

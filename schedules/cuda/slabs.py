@@ -55,28 +55,29 @@ def store_feature_rows(
     threads: Threads,
     results: Results,
     row_of: RowOf,
-    column: Any,
-    columns: Any,
-    lead: Sequence[Any] = (),
+    columns: tuple[Any, Any],
+    index: Callable[[Any, Any], Sequence[Any]],
+    paired: bool,
 ) -> None:
-    """Write a slab to y [lead, rows, columns], whose neighbours in memory are columns.
+    """Write a slab to y, whose neighbours in memory are columns.
 
     Parameters
     ----------
-    column, columns : PrimExpr
-        The first column of the slab, and the number of all: pairs are written if that is even.
-    lead : sequence of PrimExpr
-        What stands in front of the row in y's index.
+    columns : tuple of PrimExpr
+        The first column of the slab, and the number of all.
+    index : callable
+        (row, column) -> index into y.
+    paired : bool
+        Whether an even column and the next are neighbours on y's last axis.
     """
-    paired = isinstance(columns, int) and columns % 2 == 0
     width = 2 if paired else 1
     across = shape.nt // width
     with threads.share(across * shape.slab_rows) as i:
         row, along = T.floordiv(i, across), T.floormod(i, across) * width
-        m, n = row_of(row), column + along
-        with B.If(T.And(m < shape.rows, n < columns)), B.Then():
+        m, n = row_of(row), columns[0] + along
+        with B.If(T.And(m < shape.rows, n < columns[1])), B.Then():
             sums = summed_up(slab, shape, row, along, width)
             if paired:
-                results.store_pair(sums, [m, m], [*lead, m, n])
+                results.store_pair(sums, [m, m], index(m, n))
             else:
-                results.store(sums[0], m, [*lead, m, n])
+                results.store(sums[0], m, index(m, n))
