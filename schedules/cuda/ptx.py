@@ -125,9 +125,7 @@ def multiply(sums: Any, a: Any, b: Any, dtype: str) -> None:
     _emit(name, text, T.address_of(sums), T.address_of(a), T.address_of(b))
 
 
-def multiply_two_of_four(
-    sums: Any, a: Any, b: Any, chosen: Any, selector: int, dtype: str
-) -> None:
+def multiply_two_of_four(sums: Any, a: Any, b: Any, chosen: Any, selector: int, dtype: str) -> None:
     """Add a 16x32 matrix with two elements in each four of a row times a 32x8 matrix.
 
     A is held as its 16x16 elements that are kept, laid out as in `multiply`; B in four registers,
