@@ -12,6 +12,8 @@ from tvm.tirx.script import builder as B
 
 WARP = 32
 
+_BYTES = {"uint8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4}
+
 _AT_ONCE = "tirx.launch_bounds_min_blocks_per_sm"
 
 
@@ -121,3 +123,32 @@ def kept(value: Any) -> Any:
     register = local(1, "int32")
     B.buffer_store(register, value, [0])
     return register[0]
+
+
+def whole(buffer: Any) -> Any:
+    """Keep all of a local or shared array whose address is given to device functions.
+
+    TVM shrinks arrays to the elements that it sees used, and sees one behind an address.
+    """
+    for index in (0, int(buffer.shape[0]) - 1):
+        # Dropped later than arrays are shrunk.
+        B.evaluate(buffer[index])
+    return buffer
+
+
+def shared_bytes(size: int) -> Any:
+    """Reserve shared memory of a block, to be cut up by `part`.
+
+    TVM places several arrays by their uses, and sees none behind an address: arrays that device
+    functions write would lie on top of each other. It has nothing to place where there is one.
+    """
+    return whole(shared(size, "uint8"))
+
+
+def part(memory: Any, begin: int, length: int, dtype: str) -> Any:
+    """Use some of what `shared_bytes` reserved as an array; `begin` is in bytes."""
+    size = _BYTES[dtype]
+    assert begin % size == 0 and begin + length * size <= int(memory.shape[0])
+    return B.decl_buffer(
+        (length,), dtype, data=memory.data, elem_offset=begin // size, scope="shared.dyn"
+    )
