@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
 from .ptx import commit_copies, copy_async, multiply, multiply_two_of_four, wait_for_copies
-from .threads import SharedMemory, Threads, barrier, kept, launch, local
+from .threads import Threads, barrier, kept, launch, local, part_of, shared_bytes, whole
 
 # uint32 words of a 16x16 fragment, and of what two of four chose for 16 rows and 32 columns.
 _FRAGMENT_WORDS, _CHOSEN_WORDS = 128, 16
@@ -142,7 +142,7 @@ class TensorShape:
         return self.warps_k * self.slab_sums
 
     @property
-    def shared_bytes(self) -> int:
+    def memory_bytes(self) -> int:
         """Shared memory of a block."""
         activations = 2 * self.stages * self.kb * self.nt
         return max(self.weight_bytes + activations, 4 * self.slab_elements)
@@ -271,14 +271,13 @@ class _Tile:
 
     def emit(self, numbers: Sequence[Any]) -> None:
         shape = self.shape
-        memory = SharedMemory(shape.shared_bytes)
-        values = shape.stages * shape.slot_words
-        self.values = memory.view(0, values, "uint32")
-        self.chosen = memory.view(4 * values, shape.stages * shape.slot_chosen, "uint32")
-        ring = memory.view(
-            shape.weight_bytes, shape.stages * shape.kb * shape.nt, shape.dtype
-        )
-        self.slab = memory.view(0, shape.slab_elements, "float32")
+        memory = shared_bytes(shape.memory_bytes)
+        values, chosen = shape.stages * shape.slot_words, shape.stages * shape.slot_chosen
+        self.values = part_of(memory, 0, values, "uint32")
+        self.chosen = part_of(memory, 4 * values, chosen, "uint32") if chosen else None
+        elements = shape.stages * shape.kb * shape.nt
+        ring = part_of(memory, shape.weight_bytes, elements, shape.dtype)
+        self.slab = part_of(memory, 0, shape.slab_elements, "float32")
         self.sums = local(shape.mf * shape.nf * 4)
         with B.unroll(0, shape.mf * shape.nf * 4) as i:
             B.buffer_store(self.sums, T.float32(0), [i])
@@ -344,7 +343,7 @@ class _Tile:
         steps = shape.kb // STEPS[part] // shape.warps_k
         a = local(shape.mf * 4, "uint32")
         halves = STEPS[part] // 16
-        b = local(shape.nf * 2 * halves, "uint32")
+        b = whole(local(shape.nf * 2 * halves, "uint32"))
         chosen = local(shape.mf, "uint32") if part == "sparse" else None
         for number in range(steps):
             step = self.place.k * steps + number

@@ -101,23 +101,6 @@ def shared(length: int, dtype: str = "float32") -> Any:
     return B.alloc_buffer((max(length, 2),), dtype, scope="shared.dyn")
 
 
-class SharedMemory:
-    """One array of shared memory, parts of which are seen as buffers of any type.
-
-    TVM 0.27 places several arrays itself, but loses those that are only pointed to.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self.words = B.alloc_buffer((max(-(-nbytes // 4), 2),), "uint32", scope="shared.dyn")
-
-    def view(self, offset: int, length: int, dtype: str) -> Any:
-        """Return `length` elements from a byte on: a multiple of 16."""
-        size = {"float32": 4, "uint32": 4, "int32": 4, "float16": 2, "bfloat16": 2}[dtype]
-        return B.decl_buffer(
-            (length,), dtype, data=self.words.data, elem_offset=offset // size, scope="shared.dyn"
-        )
-
-
 def kept(value: Any) -> Any:
     """Compute an int32 once, and return a cheap read of it."""
     register = local(1, "int32")
@@ -137,7 +120,7 @@ def whole(buffer: Any) -> Any:
 
 
 def shared_bytes(size: int) -> Any:
-    """Reserve shared memory of a block, to be cut up by `part`.
+    """Reserve shared memory of a block, to be cut up by `part_of`.
 
     TVM places several arrays by their uses, and sees none behind an address: arrays that device
     functions write would lie on top of each other. It has nothing to place where there is one.
@@ -145,7 +128,7 @@ def shared_bytes(size: int) -> Any:
     return whole(shared(size, "uint8"))
 
 
-def part(memory: Any, begin: int, length: int, dtype: str) -> Any:
+def part_of(memory: Any, begin: int, length: int, dtype: str) -> Any:
     """Use some of what `shared_bytes` reserved as an array; `begin` is in bytes."""
     size = _BYTES[dtype]
     assert begin % size == 0 and begin + length * size <= int(memory.shape[0])

@@ -22,7 +22,7 @@ from tvm_sparse.schedules.cuda.threads import (
     barrier,
     launch,
     local,
-    part,
+    part_of,
     shared_bytes,
     whole,
 )
@@ -86,7 +86,7 @@ def dense(dtype: str) -> Any:
 
     def body(threads: Threads, a: Any, b: Any, y: Any) -> None:
         lane, memory = threads.lane, shared_bytes(768)
-        a_tile, b_tile = part(memory, 0, 256, dtype), part(memory, 512, 128, dtype)
+        a_tile, b_tile = part_of(memory, 0, 256, dtype), part_of(memory, 512, 128, dtype)
         fill_shared(a_tile, a, threads)
         fill_shared(b_tile, b, threads)
         arrived()
@@ -106,7 +106,7 @@ def two_of_four(dtype: str, selector: int) -> Any:
 
     def body(threads: Threads, a: Any, b: Any, chosen: Any, y: Any) -> None:
         lane, memory = threads.lane, shared_bytes(1024)
-        a_tile, b_tile = part(memory, 0, 256, dtype), part(memory, 512, 256, dtype)
+        a_tile, b_tile = part_of(memory, 0, 256, dtype), part_of(memory, 512, 256, dtype)
         fill_shared(a_tile, a, threads)
         fill_shared(b_tile, b, threads)
         arrived()
