@@ -30,6 +30,7 @@ REACHED = 0.8
 _STOCK_REACHED = 0.5
 # Warps that a multiprocessor needs to keep its pipes full.
 _ENOUGH_WARPS = 16
+_ENOUGH_TENSOR_WARPS = 8
 _SHARED_BYTES_A_CYCLE = 128
 _WARPS_ISSUED_A_CYCLE = 4
 # Addresses, bounds and nonzeros on their way, as nvcc 13 keeps them.
@@ -91,7 +92,7 @@ def row_tiles_events(
     vector_loads = shape.nt if isinstance(workload.geometry, Conv2dGeometry) else 1
     per_nonzero = shape.nt + 2 / shape.step
     staged = io.shared_floats / WARP * shape.blocks * shape.tiles
-    moved = _input_floats(workload) + columns_of(workload) * shape.rows + 1.5 * profile.nnz
+    moved = input_elements(workload) + columns_of(workload) * shape.rows + 1.5 * profile.nnz
     return {
         "fma": nonzeros * shape.nt * WARP * grids,
         "shared": (nonzeros * per_nonzero + 2 * staged) * grids,
@@ -103,7 +104,8 @@ def row_tiles_events(
     }
 
 
-def _input_floats(workload: Workload) -> int:
+def input_elements(workload: Workload) -> int:
+    """Count the elements of the activations."""
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry):
         return columns_of(workload) * geometry.k
@@ -130,17 +132,29 @@ def microseconds(events: Events, machine: CudaMachine) -> float:
     uneven = math.ceil(share) / share
     together = min(events["at_once"], math.ceil(share))
     busy = min(1.0, together * events["warps"] / _ENOUGH_WARPS)
+    if "tensor" in events:
+        # A warp's next multiplications do not wait for its last ones.
+        busy = min(1.0, together * events["warps"] / _ENOUGH_TENSOR_WARPS)
     computing = cycles / machine.multiprocessors * uneven / busy / (machine.gigahertz * 1e3)
-    moving = events["bytes"] / (machine.memory_gbytes * 1e3)
-    return LAUNCH_US + max(computing, moving) / REACHED
+    moving = max(_moving(events, machine).values())
+    return LAUNCH_US * events.get("launches", 1.0) + max(computing, moving) / REACHED
 
 
 def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
     """Return the cycles that all multiprocessors together spend, by what keeps them busy."""
     return {
-        "multiply-adds": events["fma"] / machine.cores,
+        "multiply-adds": events.get("fma", 0.0) / machine.cores,
+        "tensor cores": events.get("tensor", 0.0) / (machine.tensor_macs * machine.warp_share),
         "shared memory": events["shared"],
         "instructions": events["issue"] / _WARPS_ISSUED_A_CYCLE,
+    }
+
+
+def _moving(events: Events, machine: CudaMachine) -> dict[str, float]:
+    """Return the microseconds that bytes take."""
+    return {
+        "L2": events.get("l2_bytes", 0.0) / (machine.l2_gbytes * 1e3),
+        "memory": events["bytes"] / (machine.memory_gbytes * 1e3),
     }
 
 
@@ -150,7 +164,7 @@ def binds(events: Events, machine: CudaMachine) -> str:
         kind: cycles / machine.multiprocessors / (machine.gigahertz * 1e3)
         for kind, cycles in _busy_cycles(events, machine).items()
     }
-    times = {**busy, "memory": events["bytes"] / (machine.memory_gbytes * 1e3)}
+    times = {**busy, **_moving(events, machine)}
     return max(times, key=lambda kind: times[kind])
 
 

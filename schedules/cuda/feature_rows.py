@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
 from ...workload import Epilogue, MatmulGeometry
@@ -15,7 +16,7 @@ from .slabs import RowOf, store_feature_rows, store_token_rows
 from .tensor_tiles import TensorShape, WarpPlace
 from .threads import Threads
 from .token_rows import tiles_of
-from .transpose import padded_tokens, transpose_tokens
+from .transpose import transpose_tokens, turned_place, turned_shape
 
 
 class FeatureRows(GatheredColumns):
@@ -76,7 +77,6 @@ class TurnedTokens(GatheredColumns):
         super().__init__(shape, 8)
         self.geometry = geometry
         self.tokens = tirx.Var("n", "int64") if geometry.n is None else geometry.n
-        self.pitch = padded_tokens(self.tokens)
         self.results = Results(epilogue, geometry.m, (self.tokens, geometry.m), shape.dtype)
 
     def declare_input(self) -> None:
@@ -94,8 +94,10 @@ class TurnedTokens(GatheredColumns):
     def prepare(self) -> None:
         """Turn x."""
         k = self.geometry.k
-        self.turned = B.alloc_buffer((k, self.pitch), self.shape.dtype, scope="global")
-        transpose_tokens(self.x, self.turned, self.tokens, k, self.pitch)
+        shape = turned_shape(self.tokens, k)
+        self.turned = B.alloc_buffer(shape, self.shape.dtype, scope="global")
+        IRBuilder.name("turned", self.turned)
+        transpose_tokens(self.x, self.turned, self.tokens, k)
 
     def begin(
         self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any
@@ -105,10 +107,9 @@ class TurnedTokens(GatheredColumns):
         self.begin_columns(threads, place, ring)
 
     def source(self, entry: Sequence[Any], column: Any) -> tuple[Any, Any]:
-        """Find a token's feature: there are zeros behind the last token."""
+        """Find a token's feature; behind the last token are zeros, up to a whole piece."""
         n = self.first + column
-        whole = 64 % self.shape.nt == 0
-        return self.turned[entry[0], n], None if whole else n < self.pitch
+        return self.turned[turned_place(entry[0], n)], n < self.tokens
 
     def store(self, slab: Any, row_of: RowOf) -> None:
         """Write the results of a slab."""

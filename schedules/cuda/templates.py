@@ -17,6 +17,7 @@ from . import cost
 from .conv_io import ConvTile
 from .matmul_io import MatmulTile
 from .row_tiles import TileIO, TileShape, build_row_tiles
+from .tensor_templates import TENSOR_TEMPLATES
 from .threads import WARP
 
 # Rows of a tile, warps, and columns that a lane sums up; the usual best first.
@@ -146,4 +147,5 @@ TEMPLATES: Sequence[KernelTemplate] = (
         estimate=_estimate,
         check=_check,
     ),
+    *TENSOR_TEMPLATES,
 )

@@ -15,14 +15,14 @@ _TILE, _WARPS, _PAIR = 64, 8, 2
 _AT_ONCE = 8
 
 
-def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int, pitch: Any) -> None:
-    """Launch the copy of x [tokens, features] to `turned` [features, pitch].
+def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int) -> None:
+    """Launch the copy of x [tokens, features] to `turned`, see `turned_shape`.
 
-    `pitch` is a multiple of 64; columns behind the last token become zeros.
+    What is behind the last token becomes zero.
     """
     dtype = str(turned.dtype)
     width = _PAIR if features % _PAIR == 0 else 1
-    grid = {"x": T.floordiv(pitch, _TILE), "y": -(-features // _TILE)}
+    grid = {"x": turned.shape[0], "y": -(-features // _TILE)}
     with launch(grid, _WARPS, _AT_ONCE) as (numbers, threads):
         first_token, first_feature = numbers[0] * _TILE, numbers[1] * _TILE
         # An odd number of words from one feature to the next: no bank is hit twice.
@@ -47,11 +47,15 @@ def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int, pitch: Any
             k = first_feature + feature
             with B.If(k < features), B.Then():
                 pair = tile[B.ramp(feature * row + token, 1, _PAIR)]
-                B.buffer_store(turned, pair, [k, B.ramp(first_token + token, 1, _PAIR)])
+                B.buffer_store(turned, pair, [numbers[0], k, B.ramp(token, 1, _PAIR)])
 
 
-def padded_tokens(tokens: Any) -> Any:
-    """Round a number of tokens up to whole tiles of the copy."""
-    if isinstance(tokens, int):
-        return -(-tokens // _TILE) * _TILE
-    return T.floordiv(tokens + (_TILE - 1), _TILE) * _TILE
+def turned_shape(tokens: Any, features: int) -> tuple[Any, int, int]:
+    """Return the shape of turned tokens: tiles of 64 of them, features, tokens of the tile."""
+    whole = isinstance(tokens, int)
+    return (-(-tokens // _TILE) if whole else T.ceildiv(tokens, _TILE), features, _TILE)
+
+
+def turned_place(feature: Any, token: Any) -> tuple[Any, Any, Any]:
+    """Tell where a token's feature is."""
+    return T.floordiv(token, _TILE), feature, T.floormod(token, _TILE)
