@@ -63,6 +63,9 @@ class KernelFault(Exception):
 class SharedTraffic:
     """How a launch used shared memory.
 
+    Accesses are those of the source: what a line reads twice counts twice, though a compiler would
+    read it once.
+
     Attributes
     ----------
     wavefronts : int
