@@ -4,6 +4,9 @@ Each is a small device function of inline PTX in the generated source. The tests
 functions by name, and run them on a processor (`tests/cuda/emulator.hpp`), so a function added here
 needs its meaning there. Fragment layouts are those of the PTX ISA, "Matrix fragments for
 mma.m16n8k16" and "... for sparse mma.m16n8k32".
+
+TVM does not see what such a function does behind an address: registers and shared memory given to
+one come from `threads.whole` and `threads.shared_bytes`, and barriers are the caller's affair.
 """
 
 from __future__ import annotations

@@ -13,16 +13,18 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from tvm import tirx
 from tvm.ir.instrument import pass_instrument
 
 from tvm_sparse.cuda_toolkit import compiled_by
@@ -41,8 +43,9 @@ _KERNEL = re.compile(
     r'^extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(([^)]*)\) \{', re.M
 )
 _SHARED = re.compile(r"^ *extern __shared__ __align__\(\d+\) ([\w ]+) (\w+)\[\];", re.M)
-# What `cuda_source` writes in front of a source.
+# What `cuda_source` writes in front of a source, about the host's part.
 _LAUNCHED = "// {} is launched with {} bytes of dynamic shared memory.\n"
+_COMPUTED = "// The host computes {} = {}.\n"
 
 # Of shared memory, in bytes, where a source does not say what it asks for: most that there is.
 _CAPACITY = 227 << 10
@@ -59,6 +62,9 @@ class KernelFault(Exception):
 @dataclass(frozen=True)
 class SharedTraffic:
     """How a launch used shared memory.
+
+    Accesses are those of the source: what a line reads twice counts twice, though a compiler would
+    read it once.
 
     Attributes
     ----------
@@ -103,35 +109,51 @@ class _Kernel:
 def cuda_source(function: Any, target: Any = "cuda-sm80") -> str:
     """Generate the CUDA source of a PrimFunc."""
     resolved = resolve_target(target)
-    launches = _LaunchReader()
+    host = _HostReader()
     # Only the source is wanted: TVM would compile it, once its CUDA runtime was loaded.
     with (
         resolved,
         compiled_by(lambda _source: b""),
-        tvm.transform.PassContext(instruments=[launches]),
+        tvm.transform.PassContext(instruments=[host]),
     ):
         built = tvm.compile(function, resolved)
-    told = "".join(_LAUNCHED.format(*item) for item in launches.shared_bytes.items())
-    return told + str(built.mod.imports[0].inspect_source("cuda"))
+    return "".join(host.told) + str(built.mod.imports[0].inspect_source("cuda"))
 
 
 @pass_instrument
-class _LaunchReader:
-    """Notes how much dynamic shared memory the host gives each kernel."""
+class _HostReader:
+    """Notes what the host computes for the kernels, and how it launches them."""
 
     def __init__(self) -> None:
-        self.shared_bytes: dict[str, int] = {}
+        self.told: list[str] = []
 
     def run_after_pass(self, module: Any, info: Any) -> None:
         if info.name == "tirx.SplitHostDevice":
-            tvm_ffi.structural_walk(module, (tvm.ir.Call, self._note))
+            for function in module.functions.values():
+                if "tirx.is_global_func" not in function.attrs:
+                    callbacks = [(tirx.Bind, self._note_value), (tvm.ir.Call, self._note_call)]
+                    tvm_ffi.structural_walk(function, callbacks)
 
-    def _note(self, call: Any) -> None:
-        if getattr(call.op, "name", "") != "tirx.call_ffi_kernel":
-            return
-        given = dict(zip(reversed(call.attrs["launch_params"]), reversed(call.args), strict=False))
-        size = given.get("tirx.use_dyn_shared_memory")
-        self.shared_bytes[str(call.args[0].value)] = int(size.value) if size is not None else 0
+    def _note_value(self, bind: Any) -> None:
+        self.told.append(_COMPUTED.format(bind.var.name, bind.value))
+
+    def _note_call(self, call: Any) -> None:
+        if getattr(call.op, "name", "") == "tirx.call_ffi_kernel":
+            names = reversed(call.attrs["launch_params"])
+            given = dict(zip(names, reversed(call.args), strict=False))
+            size = given.get("tirx.use_dyn_shared_memory")
+            self.told.append(
+                _LAUNCHED.format(call.args[0].value, size.value if size is not None else 0)
+            )
+
+
+def value_of(expression: str, sizes: Mapping[str, Any]) -> int:
+    """Evaluate an expression of some variables that TVM printed."""
+    # What TVM prints is Python, on names of its own.
+    printer = SimpleNamespace(
+        int32=int, int64=int, max=max, min=min, Cast=lambda _dtype, value: int(value)
+    )
+    return int(eval(expression, {"T": printer, **sizes}))
 
 
 def emulate(
@@ -151,7 +173,8 @@ def emulate(
     source : str
         CUDA, as `cuda_source` gives it.
     arguments : mapping of str to numpy.ndarray or int
-        By the names of the PrimFunc's parameters; arrays are written in place.
+        By the names of the PrimFunc's parameters, and of the variables in their shapes; arrays are
+        written in place.
     grid, block : sequence of int
         Blocks and threads along x, y and z.
     kernel : str, optional
@@ -167,18 +190,23 @@ def emulate(
         When the kernel reaches behind shared memory or global arrays, some lanes miss an operation
         of their warp, threads wait for others that never come, or addresses are misaligned.
     """
-    names = kernel_names(source)
-    chosen = names.index(kernel) if kernel is not None else 0
-    assert kernel is not None or len(names) == 1, f"which of {names}?"
     library, kernels = _compiled(source)
-    shared = re.search(_LAUNCHED.format(names[chosen], r"(\d+)").strip(), source)
+    names = [other.name for other in kernels]
+    assert kernel is not None or len(names) == 1, f"which of {names}?"
+    chosen = names.index(kernel) if kernel is not None else 0
+    shared = re.search(_LAUNCHED.format(names[chosen], r"(\d+)"), source)
     launch = _Launch(
         *(_extents(extents) for extents in (grid, block)),
         int(shared[1]) if shared else _CAPACITY,
         copies == "late",
         count_conflicts,
     )
-    with _device_arguments(arguments, kernels[chosen]) as pointers:
+    given = dict(arguments)
+    for name, value in re.findall(_COMPUTED.format(r"(\w+)", "(.*)"), source):
+        # What depends on something that was not given is not for this kernel.
+        with suppress(NameError):
+            given[name] = value_of(value, given)
+    with _device_arguments(given, kernels[chosen]) as pointers:
         failed = library.emulate(chosen, ctypes.byref(launch), pointers)
     if failed:
         raise KernelFault(f"{names[chosen]}: {library.emulator_message().decode()}")
@@ -186,8 +214,9 @@ def emulate(
 
 
 def kernel_names(source: str) -> list[str]:
-    """Name the kernels of a source, in its order."""
-    return [found[1] for found in _KERNEL.finditer(source)]
+    """Name the kernels of a source, in the order of their launches as far as it tells."""
+    launched = re.findall(_LAUNCHED.format(r"(\w+)", r"\d+"), source)
+    return launched or [found[1] for found in _KERNEL.finditer(source)]
 
 
 def _extents(sizes: Sequence[int]) -> Any:
@@ -199,9 +228,7 @@ def _device_arguments(arguments: Mapping[str, Any], kernel: _Kernel) -> Iterator
     """Copy arrays to memory as a device would hold it, and back."""
     values, copied = [], []
     for _, name in kernel.parameters:
-        # TVM passes the size of a grid that it computed, and never reads it.
-        is_unread = name not in arguments and len(re.findall(rf"\b{name}\b", kernel.text)) < 2
-        value = 0 if is_unread else arguments[name]
+        value = arguments[name]
         if isinstance(value, np.ndarray):
             assert value.flags.c_contiguous
             room, inside = _guarded(value)

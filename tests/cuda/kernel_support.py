@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import tvm_ffi
-from emulator import SharedTraffic, cuda_source, emulate, kernel_names
+from emulator import SharedTraffic, cuda_source, emulate, kernel_names, value_of
 from layer_reference import operands, reference
 from tvm import tirx
 from tvm_sparse.schedules.base import matrix_view
@@ -24,38 +23,82 @@ TARGET = "cuda-sm80"
 MACHINE = machine_of(resolve_target(TARGET))
 
 
-def launches_of(
-    function: Any, sizes: dict[str, int]
-) -> list[tuple[list[int], list[int]]]:
-    """Return the blocks and threads along x, y, z of each kernel of a PrimFunc, in their order.
+def launches_of(function: Any, sizes: dict[str, int]) -> list[tuple[list[int], list[int]]]:
+    """Return the blocks and threads of each kernel of a PrimFunc along x, y, z.
 
-    `sizes` are those of the variables in its shapes.
+    `sizes` are those of variables.
     """
-    kernels: list[dict[str, int]] = []
+    launches: list[tuple[list[int], list[int]]] = []
+
+    def note(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.THREAD_BINDING:
+            return None
+        launches.append(_launch_of(loop, sizes))
+        return tvm_ffi.WalkResult.SKIP
+
+    tvm_ffi.structural_walk(function, (tirx.For, note), order="pre")
+    return launches
+
+
+def _launch_of(nest: Any, sizes: dict[str, int]) -> tuple[list[int], list[int]]:
+    extents: dict[str, int] = {}
 
     def note(loop: Any) -> None:
         if loop.kind == tirx.ForKind.THREAD_BINDING:
-            tag = str(loop.thread_binding.thread_tag)
-            if not kernels or tag in kernels[-1]:
-                kernels.append({})
-            kernels[-1][tag] = _value(loop.extent, sizes)
+            extents[str(loop.thread_binding.thread_tag)] = _value(loop.extent, sizes)
 
-    tvm_ffi.structural_walk(function, (tirx.For, note))
-    return [
-        (
-            [extents.get(f"blockIdx.{axis}", 1) for axis in "xyz"],
-            [extents.get(f"threadIdx.{axis}", 1) for axis in "xyz"],
-        )
-        for extents in kernels
+    tvm_ffi.structural_walk(nest, (tirx.For, note))
+    axes = [
+        [extents.get(f"{kind}.{axis}", 1) for axis in "xyz"] for kind in ("blockIdx", "threadIdx")
     ]
+    return axes[0], axes[1]
+
+
+def workspace_of(function: Any, sizes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Allocate the arrays that a PrimFunc's kernels leave for each other, full of NaN, by name."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def note(statement: Any) -> None:
+        buffer = statement.buffer
+        if buffer.scope() == "global":
+            shape = [_value(extent, sizes) for extent in buffer.shape]
+            array = np.empty(shape, np.dtype(str(buffer.dtype)))
+            array.view(np.uint8).fill(0xFF)
+            arrays[str(buffer.name)] = array
+
+    tvm_ffi.structural_walk(function, (tirx.AllocBuffer, note))
+    return arrays
+
+
+def run_kernels(
+    function: Any,
+    arguments: Mapping[str, Any],
+    sizes: dict[str, int],
+    target: str = TARGET,
+    **options: Any,
+) -> dict[str, SharedTraffic]:
+    """Emulate the kernels of a PrimFunc one after the other.
+
+    Parameters
+    ----------
+    arguments : mapping of str to numpy.ndarray or int
+        By the names of the PrimFunc's parameters.
+    sizes : mapping of str to int
+        Of the variables that shapes and launches depend on.
+    **options
+        Of `emulate`.
+    """
+    source = cuda_source(function, target)
+    given = {**sizes, **workspace_of(function, sizes), **arguments}
+    launches = zip(kernel_names(source), launches_of(function, sizes), strict=True)
+    return {
+        name: emulate(source, given, grid, block, kernel=name, **options)
+        for name, (grid, block) in launches
+    }
 
 
 def _value(extent: Any, sizes: dict[str, int]) -> int:
-    if hasattr(extent, "value"):
-        return int(extent.value)
-    # What TVM prints is Python, on names of its own.
-    printer = SimpleNamespace(int64=int, Cast=lambda _dtype, value: int(value))
-    return int(eval(str(extent), {"T": printer, **sizes}))
+    return int(extent.value) if hasattr(extent, "value") else value_of(str(extent), sizes)
 
 
 def configurations(template: Any, workload: Any, weight: np.ndarray) -> list[dict[str, Any]]:
@@ -91,7 +134,7 @@ def run_kernel(
     seed: int = 0,
     copies: Literal["late", "early"] = "late",
     count_conflicts: bool = False,
-) -> list[SharedTraffic]:
+) -> dict[str, SharedTraffic]:
     """Build a kernel, emulate it, and compare with float64; return what its launches counted."""
     template = template_named(template_name)
     assert template.takes(workload, MACHINE)
@@ -107,16 +150,9 @@ def run_kernel(
     named = {"x": x, **dict(zip(packed.arrays, arrays, strict=True)), "y": y, "n": batch}
     named |= {f"channel{i}": value for i, value in enumerate(channels)}
     named |= {f"tensor{i}": value for i, value in enumerate(tensors)}
-    # The memory between two launches, where there is any.
-    named["turned"] = np.full((x.shape[-1], -(-x.shape[0] // 64) * 64), np.nan, x.dtype)
-    source = cuda_source(function, TARGET)
-    launches = launches_of(function, {"n": batch})
-    traffic = [
-        emulate(
-            source, named, *sizes, kernel=kernel, copies=copies, count_conflicts=count_conflicts
-        )
-        for kernel, sizes in zip(kernel_names(source), launches, strict=True)
-    ]
+    traffic = run_kernels(
+        function, named, {"n": batch}, copies=copies, count_conflicts=count_conflicts
+    )
     result = compare(f"{template_name} {dict(config)}", y, want, bound)
     assert result.ok, result
     return traffic

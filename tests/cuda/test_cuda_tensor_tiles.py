@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 from emulator import needs_compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
