@@ -20,7 +20,7 @@ Convolution
 Normalisation
     BatchNorm at inference is gone: in the weight and bias before it, or a multiply and an add.
     Layer normalisation is ``R.nn.layer_norm(x, gamma, beta)``, of root mean squares
-    ``R.nn.rms_norm(x, gamma)``; GELU may stay decomposed.
+    ``R.nn.rms_norm(x, gamma)``; GELU may stay decomposed. In bfloat16 the former is cast around.
 Split
     Along the last axis it is one ``R.strided_slice`` a piece.
 Order
@@ -60,6 +60,7 @@ from .sink_reshapes import sink_reshapes
 from .split_to_slices import split_to_slices
 from .tidy_params import tidy_params
 from .unstack_reductions import unstack_reductions
+from .widen_bfloat16 import widen_bfloat16
 
 PASSES: tuple[Callable[[Model], Model], ...] = (
     flatten_main,
@@ -76,6 +77,7 @@ PASSES: tuple[Callable[[Model], Model], ...] = (
     recognize_rms_norm,
     recognize_gelu,
     fold_batch_norm,
+    widen_bfloat16,
     tidy_params,
 )
 

@@ -346,8 +346,9 @@ def _build(
             passes = late_passes(machine, target)
             with machine_code_for(machine):
                 executable = tvm.compile(lowered.mod, target, relax_pipeline=passes)
-        except (RuntimeError, TypeError, ValueError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
+        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            # dlight's schedules assert without words what they expect.
+            lines = str(error).strip().splitlines() or [f"{type(error).__name__} in its schedules"]
             raise ModelError(f"TVM cannot compile this model: {lines[0]}") from error
     return lowered, executable
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from ...dtypes import HALF_TYPES
 from ...formats.row_tiles import rounded_most
 from ...profile import SparsityProfile
 from ...targets import CudaMachine
@@ -26,8 +27,10 @@ SYMBOLIC_BATCH = 1
 LAUNCH_US = 3.0
 # Share of a limit that good kernels reach: what cuBLAS and cuDNN leave of the peak is as much.
 REACHED = 0.8
-# TVM's own schedules for float32 (dlight) against the peak.
+# TVM's own schedules (dlight) against the peak of what they compute on: tensor cores for matrix
+# products in float16, else the cores for float32.
 _STOCK_REACHED = 0.5
+_STOCK_REACHED_ON_TENSOR_CORES = 0.4
 # Warps that a multiprocessor needs to keep its pipes full.
 _ENOUGH_WARPS = 16
 _ENOUGH_TENSOR_WARPS = 8
@@ -173,7 +176,11 @@ def stock_microseconds(workload: Workload, machine: CudaMachine) -> float:
     geometry = workload.geometry
     assert geometry is not None
     macs = geometry.macs(SYMBOLIC_TOKENS if workload.op == "matmul" else SYMBOLIC_BATCH)
-    rate = machine.multiprocessors * machine.cores * machine.gigahertz * 1e3 * _STOCK_REACHED
+    per_cycle = machine.cores * _STOCK_REACHED
+    if workload.op == "matmul" and workload.dtype == "float16":
+        per_cycle = machine.tensor_macs * _STOCK_REACHED_ON_TENSOR_CORES
+    rate = machine.multiprocessors * per_cycle * machine.gigahertz * 1e3
     rows, columns = geometry.weight_shape
-    moved = 4.0 * (rows * columns + columns_of(workload) * rows)
+    width = 2.0 if workload.dtype in HALF_TYPES else 4.0
+    moved = width * (rows * columns + columns_of(workload) * rows)
     return LAUNCH_US + max(macs / rate, moved / (machine.memory_gbytes * 1e3))
