@@ -135,6 +135,8 @@ def compile_source(nvcc: str, source: str, arch: str) -> bytes:
 def load_cuda_runtime() -> None:
     """Load TVM's CUDA runtime, over a stub of the driver where the driver is missing.
 
+    TVM's own runtime has to be loaded before.
+
     Raises
     ------
     TargetError
@@ -167,11 +169,14 @@ def load_cuda_runtime() -> None:
 
 
 def _tvm_cuda_runtime() -> Path | None:
+    # As for the runtime itself: a machine that only runs models may have the libraries alone.
+    folders = [Path(os.environ["TVM_LIBRARY_PATH"])] if os.environ.get("TVM_LIBRARY_PATH") else []
     spec = importlib.util.find_spec("tvm")
     for location in (spec.submodule_search_locations or []) if spec else []:
-        for folder in (Path(location) / "lib", Path(location)):
-            if (folder / "libtvm_runtime_cuda.so").is_file():
-                return folder / "libtvm_runtime_cuda.so"
+        folders += [Path(location) / "lib", Path(location)]
+    for folder in folders:
+        if (folder / "libtvm_runtime_cuda.so").is_file():
+            return folder / "libtvm_runtime_cuda.so"
     return None
 
 
