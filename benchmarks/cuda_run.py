@@ -24,7 +24,7 @@ from results import Store
 from timing import Spread
 
 import tvm_sparse as ts
-from tvm_sparse.check import LayerCheck, compare, dot_bound
+from tvm_sparse.check import LayerCheck, compare, stored_bound, typed_dot_bound
 from tvm_sparse.cuda_toolkit import has_gpu
 from tvm_sparse.device import CPU, CUDA, machine_devices, moved
 from tvm_sparse.errors import SparseError
@@ -418,17 +418,8 @@ class Reference:
 
 
 def bound_of(value: np.ndarray, size: np.ndarray, terms: np.ndarray, dtype: str) -> np.ndarray:
-    """Bound the error of sums in float32 whose result is rounded to `dtype`.
-
-    Tensor cores cut partial sums off rather than round them, which doubles a rounding's error, so
-    that twice as many are allowed for 16-bit operands.
-    """
-    if dtype == "float32":
-        return dot_bound(size, terms)
-    summed = dot_bound(size, 2 * terms)
-    info = np.finfo(dtype)
-    step = float(info.eps) / 2
-    return summed + step * (np.abs(value) + summed) + float(info.smallest_subnormal)
+    """Bound the error of sums in float32 that are stored as `dtype`."""
+    return stored_bound(value, typed_dot_bound(size, terms, dtype), dtype)
 
 
 def _spread_out(length: int, share: float, fewest: int) -> np.ndarray:

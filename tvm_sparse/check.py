@@ -86,6 +86,30 @@ def dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, roundings: int = 0
     return gamma(counts) * magnitude + counts * _SMALLEST_NORMAL
 
 
+# Half the spacing at 1 of types that results are stored as, and half that of subnormal numbers.
+_STORED: dict[str, tuple[float, float]] = {
+    "float16": (2.0**-11, 2.0**-25),
+    "bfloat16": (2.0**-8, 2.0**-134),
+}
+
+
+def typed_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, dtype: str) -> np.ndarray:
+    """Bound sums of products of `dtype` that are added up in float32, as `dot_bound` does.
+
+    Tensor cores take operands of 16 bits, and cut partial sums off rather than round them: each
+    step errs by up to twice as much.
+    """
+    return dot_bound(magnitude, np.asarray(terms, np.int64) * (2 if dtype in _STORED else 1))
+
+
+def stored_bound(want64: np.ndarray, bound: np.ndarray, dtype: str) -> np.ndarray:
+    """Add to a bound what rounding a float32 result to the type that it is stored as may add."""
+    if dtype not in _STORED:
+        return bound
+    relative, absolute = _STORED[dtype]
+    return bound + relative * (np.abs(want64) + bound) + absolute
+
+
 def compare(name: str, got: np.ndarray, want64: np.ndarray, bound: np.ndarray) -> LayerCheck:
     """Measure a layer's error against its bound.
 
