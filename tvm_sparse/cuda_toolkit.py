@@ -35,6 +35,8 @@ _DRIVER_FUNCTIONS = (
     "cuTensorMapEncodeTiled",
 )
 _NO_DEVICE = 100
+# Attributes of a device: the major and the minor number of its compute capability.
+_CAPABILITY = (75, 76)
 _CALLBACK = "tvm_callback_cuda_compile"
 _TIMEOUT_SECONDS = 600
 
@@ -63,6 +65,30 @@ def has_gpu() -> bool:
         )
     except (OSError, AttributeError):
         return False
+
+
+def gpu_here() -> tuple[str, int] | None:
+    """Return the first GPU's name and its compute capability as one number, 90 for 9.0."""
+    if not has_gpu():
+        return None
+    driver = ctypes.CDLL(_DRIVER)
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    numbers = [ctypes.c_int(), ctypes.c_int()]
+    failed = driver.cuDeviceGet(ctypes.byref(device), 0)
+    failed |= driver.cuDeviceGetName(name, len(name), device)
+    for number, attribute in zip(numbers, _CAPABILITY, strict=True):
+        failed |= driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+    if failed:
+        return None
+    return name.value.decode(), 10 * numbers[0].value + numbers[1].value
+
+
+def runs_on(arch: str, capability: int) -> bool:
+    """Whether a GPU runs code for an architecture: exactly its own where that ends in a letter."""
+    number = arch.removeprefix("sm_")
+    if number.isdigit():
+        return capability >= int(number)
+    return capability == int(number[:-1])
 
 
 @contextmanager
