@@ -17,7 +17,7 @@ import tvm
 from cuda_cases import OVERHEAD, Case
 from onnx import helper, numpy_helper
 from tvm_sparse.passes.collect_weights import collect_weights
-from tvm_sparse.schedules.lookup import templates_for
+from tvm_sparse.schedules.lookup import template_named, templates_for
 
 import tvm_sparse as ts
 from tvm_sparse.compiler import profile_site, with_threads
@@ -25,6 +25,7 @@ from tvm_sparse.errors import SparseError
 from tvm_sparse.files import write_text
 from tvm_sparse.formats import FORMATS
 from tvm_sparse.targets import CudaMachine, machine_of, resolve_target
+from tvm_sparse.tuner import rank
 from tvm_sparse.workload import Conv2dGeometry
 
 VERSION = 1
@@ -177,14 +178,11 @@ def _ranked(
 ) -> list[tuple[float, str, dict[str, Any]]]:
     """List what the templates of a case's format may be given, the lowest estimate first."""
     site = with_threads(collect_weights(model)[0].site, machine)
-    profile = profile_site(model, site)
-    found = [
-        (template.estimate(site.workload, machine, profile, config), template.name, dict(config))
-        for template in templates_for(machine)
-        if template.format == case.format and template.supports(site.workload, machine)
-        for config in template.space(site.workload, machine)
+    return [
+        (entry.estimate, entry.candidate.kernel, dict(entry.candidate.config))
+        for entry in rank(site, profile_site(model, site), machine)
+        if template_named(entry.candidate.kernel).format == case.format
     ]
-    return sorted((entry for entry in found if np.isfinite(entry[0])), key=lambda entry: entry[0])
 
 
 def model_of(case: Case, weight: np.ndarray) -> onnx.ModelProto:
