@@ -13,7 +13,8 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-tuning clean help
+.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-tuning bench-cuda \
+	clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
 	@echo "make bench-tuning  tune networks and walk whole spaces; rewrites the figures of docs/tuning.md"
+	@echo "make bench-cuda  time kernels for GPUs beside NVIDIA's libraries; needs nvcc and a GPU"
 	@echo "make clean       remove everything that these targets made"
 
 demo:
@@ -94,6 +96,12 @@ bench-tuning: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/tuning.py models
 	$(TEST)/bin/python benchmarks/tuning.py walk
 	$(TEST)/bin/python benchmarks/tuning.py page
+
+# The first line needs nvcc, the second a GPU; on two machines, see docs/cuda.md. Peers are timed
+# where PyTorch with CUDA, or CuPy, is installed into $(TEST).
+bench-cuda: $(TEST)/ready
+	$(TEST)/bin/python benchmarks/cuda.py build -o build/bench-cuda --configs 4
+	$(TEST)/bin/python benchmarks/cuda.py run build/bench-cuda --asked
 
 clean:
 	rm -rf $(DEMO) $(TEST) build dist benchmarks/bars/build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -70,7 +70,7 @@ def estimate(layer: Layer, machine: CudaMachine, density: float) -> dict[str, An
     found = [
         (template.estimate(layer.workload, machine, profile, config), template, config)
         for template in templates_for(machine)
-        if template.supports(layer.workload, machine)
+        if template.takes(layer.workload, machine)
         for config in template.space(layer.workload, machine)
     ]
     us, template, config = min(found, key=lambda entry: entry[0])

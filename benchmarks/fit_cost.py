@@ -180,7 +180,7 @@ def cases(machine, all_configs=False):
     for workload, shape in workloads():
         for name in (*DENSE, *SPARSE):
             template = template_named(name)
-            if not template.supports(workload, machine):
+            if not template.takes(workload, machine):
                 continue
             space = template.space(workload, machine)
             for config in space:

@@ -132,7 +132,7 @@ class Shop:
     def choices(self, layer: Layer) -> Iterator[Choice]:
         """List every configuration of every template that takes the layer."""
         for template in TEMPLATES:
-            if template.supports(layer.workload, self.machine):
+            if template.takes(layer.workload, self.machine):
                 for config in template.space(layer.workload, self.machine):
                     yield Choice(template.name, config)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvm_sparse.check import dot_bound, half_dot_bound, rounded_bound
-from tvm_sparse.dtypes import HALF_TYPES, numpy_dtype
+from tvm_sparse.check import rounded_bound, typed_dot_bound
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.epilogue_reference import evaluate64
 from tvm_sparse.float64 import ConvAttributes, conv2d64
 from tvm_sparse.workload import Epilogue, EpilogueOp, EpilogueRef, MatmulGeometry
@@ -92,6 +92,7 @@ def reference(workload, weight, x, channels, tensors):
         magnitude, terms = conv2d64(np.abs(x), np.abs(weight), conv), g.weight_shape[1]
         shape = (-1, 1, 1)
     vectors = [vector.reshape(shape) for vector in channels]
-    sum_bound = half_dot_bound if workload.dtype in HALF_TYPES else dot_bound
-    value, bound = evaluate64(workload.epilogue, acc, sum_bound(magnitude, terms), vectors, tensors)
+    value, bound = evaluate64(
+        workload.epilogue, acc, typed_dot_bound(magnitude, terms, workload.dtype), vectors, tensors
+    )
     return value, rounded_bound(value, bound, workload.dtype)

@@ -118,6 +118,11 @@ def half_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int) -> np.ndarray
     return dot_bound(magnitude, _TENSOR_CORE_ROUNDOFFS * np.asarray(terms, np.int64))
 
 
+def typed_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, dtype: str) -> np.ndarray:
+    """Bound the error of float32 sums of products of numbers of a type."""
+    return (half_dot_bound if dtype in HALF_TYPES else dot_bound)(magnitude, terms)
+
+
 def rounded_bound(value: np.ndarray, bound: np.ndarray, dtype: str) -> np.ndarray:
     """Bound the error of a float32 result after it was rounded to `dtype`.
 

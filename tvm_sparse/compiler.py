@@ -19,7 +19,7 @@ from tvm import relax
 from . import __version__
 from .calibration import planned_machine
 from .cpu_features import machine_identity, missing_features, required_features
-from .cuda_toolkit import machine_code
+from .cuda_toolkit import gpu_here, machine_code, runs_on
 from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
 from .manifest import Manifest
@@ -264,9 +264,22 @@ def record_book(records: Records, target: Any) -> RecordBook | None:
     file = open_records(records)
     if file is None:
         return None
+    return RecordBook(file, target_data(target), _identity_here(target), tvm.__version__)
+
+
+def _identity_here(target: Any) -> str | None:
+    """Name this machine as records do, if it runs the target's code."""
+    if target.kind.name == "cuda":
+        found = gpu_here()
+        arch = str(target.attrs.get("arch", ""))
+        return gpu_identity(*found) if found and runs_on(arch, found[1]) else None
     foreign = target.kind.name != "llvm" or missing_features(required_features(target))
-    machine = None if foreign else machine_identity()
-    return RecordBook(file, target_data(target), machine, tvm.__version__)
+    return None if foreign else machine_identity()
+
+
+def gpu_identity(name: str, capability: int) -> str:
+    """Name a GPU as records do, for example ``NVIDIA H100 80GB HBM3, sm_90``."""
+    return f"{name}, sm_{capability}"
 
 
 def with_threads(site: WeightSite, machine: Machine) -> WeightSite:

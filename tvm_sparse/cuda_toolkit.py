@@ -35,6 +35,8 @@ _DRIVER_FUNCTIONS = (
     "cuTensorMapEncodeTiled",
 )
 _NO_DEVICE = 100
+# Attributes of a device: the major and the minor number of its compute capability.
+_CAPABILITY = (75, 76)
 _CALLBACK = "tvm_callback_cuda_compile"
 _TIMEOUT_SECONDS = 600
 
@@ -63,6 +65,30 @@ def has_gpu() -> bool:
         )
     except (OSError, AttributeError):
         return False
+
+
+def gpu_here() -> tuple[str, int] | None:
+    """Return the first GPU's name and its compute capability as one number, 90 for 9.0."""
+    if not has_gpu():
+        return None
+    driver = ctypes.CDLL(_DRIVER)
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    numbers = [ctypes.c_int(), ctypes.c_int()]
+    failed = driver.cuDeviceGet(ctypes.byref(device), 0)
+    failed |= driver.cuDeviceGetName(name, len(name), device)
+    for number, attribute in zip(numbers, _CAPABILITY, strict=True):
+        failed |= driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+    if failed:
+        return None
+    return name.value.decode(), 10 * numbers[0].value + numbers[1].value
+
+
+def runs_on(arch: str, capability: int) -> bool:
+    """Whether a GPU runs code for an architecture: exactly its own where that ends in a letter."""
+    number = arch.removeprefix("sm_")
+    if number.isdigit():
+        return capability >= int(number)
+    return capability == int(number[:-1])
 
 
 @contextmanager
@@ -135,6 +161,8 @@ def compile_source(nvcc: str, source: str, arch: str) -> bytes:
 def load_cuda_runtime() -> None:
     """Load TVM's CUDA runtime, over a stub of the driver where the driver is missing.
 
+    TVM's own runtime has to be loaded before.
+
     Raises
     ------
     TargetError
@@ -167,11 +195,14 @@ def load_cuda_runtime() -> None:
 
 
 def _tvm_cuda_runtime() -> Path | None:
+    # As for the runtime itself: a machine that only runs models may have the libraries alone.
+    folders = [Path(os.environ["TVM_LIBRARY_PATH"])] if os.environ.get("TVM_LIBRARY_PATH") else []
     spec = importlib.util.find_spec("tvm")
     for location in (spec.submodule_search_locations or []) if spec else []:
-        for folder in (Path(location) / "lib", Path(location)):
-            if (folder / "libtvm_runtime_cuda.so").is_file():
-                return folder / "libtvm_runtime_cuda.so"
+        folders += [Path(location) / "lib", Path(location)]
+    for folder in folders:
+        if (folder / "libtvm_runtime_cuda.so").is_file():
+            return folder / "libtvm_runtime_cuda.so"
     return None
 
 

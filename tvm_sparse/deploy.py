@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .cpu_features import missing_features, processor_name
-from .cuda_toolkit import has_gpu
+from .cuda_toolkit import has_gpu, load_cuda_runtime
+from .device import CUDA, device_kind
 from .errors import LibraryError, SparseError, TargetError
 from .manifest import Manifest, read_manifest, to_c_source
 from .runtime import CompiledModule, load_runtime
@@ -102,6 +103,8 @@ def load_module(path: str | os.PathLike[str], threads: int | None = None) -> Com
     manifest = read_manifest(file)
     _check_processor(file, manifest)
     load_runtime()
+    if device_kind(manifest.target) == CUDA:
+        load_cuda_runtime()
     import tvm_ffi
 
     try:

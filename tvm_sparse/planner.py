@@ -296,6 +296,9 @@ def decide(
         return Decision(site.name, site.workload.op, "dense", "tvm", {}, "model", site.refusal)
     estimated, refusals = _candidates(site.workload, profile, machine)
     measured = _measured(site, machine, book, digest)
+    if measured and not any(c.format in DENSE_FORMATS for c in measured):
+        # TVM's own kernels are not tuned, and so not measured.
+        measured += [c for c in estimated if c.kernel == "tvm"]
     choice = _choose(site.name, profile, measured or estimated, refusals, force, forbid, measured)
     if choice is None:
         # What was forced was not measured.
@@ -354,7 +357,9 @@ def _is_buildable(site: WeightSite, machine: Machine, candidate: Candidate) -> b
     except PlanError:
         return False
     # The format's other conditions are on the configuration, too.
-    any_weight = np.zeros((1, 1), numpy_dtype(site.workload.dtype))
+    geometry = site.workload.geometry
+    assert geometry is not None
+    any_weight = np.zeros((1, geometry.weight_shape[1]), numpy_dtype(site.workload.dtype))
     return bool(FORMATS[template.format].supports(any_weight, candidate.config))
 
 

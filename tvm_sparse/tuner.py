@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import tvm
 
-from .calibration import calibrated
-from .compiler import load_model, profile_site, shown_config, with_threads
+from .calibration import planned_machine
+from .compiler import gpu_identity, load_model, profile_site, shown_config, with_threads
 from .cpu_features import machine_identity, missing_features, processor_name, required_features
+from .cuda_toolkit import gpu_here, runs_on
 from .errors import TuningError
 from .model import Model
 from .ops import WeightSite
@@ -37,13 +38,11 @@ from .records import (
 )
 from .report import LayerReport, Report
 from .schedules.base import matrix_view
-from .schedules.lookup import DENSE_FORMATS, template_named
+from .schedules.lookup import DENSE_FORMATS, template_named, templates_for, tuning_space
 from .schedules.x86.metaschedule import METASCHEDULE
-from .schedules.x86.spaces import tuning_space
-from .schedules.x86.templates import TEMPLATES
-from .targets import CudaMachine, TargetLike, X86Machine, machine_of, resolve_target, target_data
+from .targets import CudaMachine, Machine, TargetLike, X86Machine, resolve_target, target_data
 from .tuning.book import RecordBook, describe_geometry
-from .tuning.job import Job, rotation
+from .tuning.job import Job, rotation, rotation_on
 from .tuning.live import Live, Row
 from .tuning.measurer import Candidate, Fleet, Measurer, Outcome, job_folder
 from .tuning.metaschedule import search_dense
@@ -140,39 +139,60 @@ def tune(
     RecordError
         When the file cannot be read or written.
     TuningError
-        When nothing can be measured: the target's code does not run here and there is no tracker,
-        or the tracker has no such machine.
+        When nothing can be measured: the target's code does not run here, or there is no such
+        GPU, and there is no tracker, or the tracker has no such machine.
     """
     started = time.perf_counter()
     if trials < 1:
         raise TuningError(f"{trials} trials tune nothing; 1 or more are needed")
     model = load_model(source, shapes)
     resolved = resolve_target(target)
-    machine = calibrated(_processor(resolved, threads), resolved)
+    machine = planned_machine(resolved, threads)
     fleet = Fleet.parse(tracker) if tracker else None
-    _check_runs_here(resolved, machine, fleet)
+    identity = _identity(resolved, machine, fleet)
     kept = read_records(records, missing_ok=True)
     append_records(records, [])
-    identity = f"fleet:{fleet.key}" if fleet else machine_identity()
     book = RecordBook(kept, target_data(resolved), identity, tvm.__version__)
     tasks = find_tasks(model, resolved, machine, identity, trials, book, kept)
     session = _Session(model, machine, resolved, tasks, Path(records))
     end = math.inf if seconds is None else time.monotonic() + seconds
+    dense_trials = trials if dense_trials is None else dense_trials
     with Measurer(machine.threads, fleet) as measurer:
         session.run(measurer, end, progress or SILENT)
-        session.tune_dense(
-            measurer, trials if dense_trials is None else dense_trials, end, progress or SILENT
-        )
+        session.tune_dense(measurer, dense_trials, end, progress or SILENT)
     return session.result(kept, time.perf_counter() - started)
 
 
-def _processor(target: Any, threads: int | None) -> X86Machine:
-    machine = machine_of(target, threads)
+def _identity(target: Any, machine: Machine, fleet: Fleet | None) -> str:
+    """Name what is measured on, as records hold it.
+
+    Raises
+    ------
+    TuningError
+        When the target's code runs neither here nor on what a tracker lends.
+    """
     if isinstance(machine, CudaMachine):
-        raise TuningError(
-            "kernels for GPUs are chosen by the cost model; tuning measures on processors so far"
-        )
-    return machine
+        return _gpu_identity(machine, fleet)
+    _check_runs_here(target, machine, fleet)
+    return f"fleet:{fleet.key}" if fleet else machine_identity()
+
+
+def _gpu_identity(machine: CudaMachine, fleet: Fleet | None) -> str:
+    if fleet is not None:
+        # A tracker that is not there is said first, and how many machines it has.
+        fleet.count()
+        return f"fleet:{fleet.key} ({fleet.gpu()})"
+    found = gpu_here()
+    ways = (
+        "tune on a machine with such a GPU, or name the TVM RPC tracker of one "
+        "(--tracker HOST:PORT --key KEY)"
+    )
+    if found is None:
+        raise TuningError(f"kernels for {machine.arch} are measured on an NVIDIA GPU; {ways}")
+    name, capability = found
+    if not runs_on(machine.arch, capability):
+        raise TuningError(f"the GPU here ({name}) does not run code for {machine.arch}; {ways}")
+    return gpu_identity(name, capability)
 
 
 def _check_runs_here(target: Any, machine: X86Machine, fleet: Fleet | None) -> None:
@@ -187,7 +207,7 @@ def _check_runs_here(target: Any, machine: X86Machine, fleet: Fleet | None) -> N
 def find_tasks(
     model: Model,
     target: Any,
-    machine: X86Machine,
+    machine: Machine,
     identity: str,
     trials: int,
     book: RecordBook,
@@ -199,7 +219,7 @@ def find_tasks(
         site = with_threads(fused.site, machine)
         if site.refusal or site.workload.geometry is None:
             continue
-        if not any(template.takes(site.workload, machine) for template in TEMPLATES):
+        if not any(template.takes(site.workload, machine) for template in templates_for(machine)):
             continue
         profile = profile_site(model, site)
         digest = weight_digest(model.params[site.param])
@@ -215,7 +235,7 @@ def find_tasks(
 def _task(
     group: Sequence[tuple[FusedSite, SparsityProfile, str]],
     target: Any,
-    machine: X86Machine,
+    machine: Machine,
     identity: str,
     trials: int,
     book: RecordBook,
@@ -239,16 +259,18 @@ def _task(
     ]
     ranked = rank(site, profile, machine)
     known = {entry.candidate.key for entry in ranked}
-    first = [untuned, *(hint for hint in hints if hint.key in known)]
+    # TVM's own kernel, which the plan may have chosen on a GPU, is none of the candidates.
+    first = [] if untuned.kernel == "tvm" else [untuned]
+    first += [hint for hint in hints if hint.key in known]
     task = Task(subject, [g[0] for g in group], profile, untuned, Search(ranked, first, trials))
     _resume(task, kept)
     return task
 
 
-def rank(site: WeightSite, profile: SparsityProfile, machine: X86Machine) -> list[Ranked]:
+def rank(site: WeightSite, profile: SparsityProfile, machine: Machine) -> list[Ranked]:
     """List every candidate of a layer with its estimate, the fastest first."""
     found = []
-    for template in TEMPLATES:
+    for template in templates_for(machine):
         if not template.takes(site.workload, machine):
             continue
         if profile.nnz == profile.size and template.format not in DENSE_FORMATS:
@@ -274,11 +296,12 @@ class _Session:
     """Tuning of one model, from the first trial to the summary."""
 
     def __init__(
-        self, model: Model, machine: X86Machine, target: Any, tasks: Sequence[Task], path: Path
+        self, model: Model, machine: Machine, target: Any, tasks: Sequence[Task], path: Path
     ) -> None:
         self.model, self.machine, self.target = model, machine, target
         self.tasks, self.path = tasks, path
         self.records: list[TuningRecord] = []
+        self.notes: list[str] = []
 
     def run(self, measurer: Measurer, end: float, progress: Progress) -> None:
         """Give trials to the task that promises most, until none promises anything."""
@@ -318,11 +341,12 @@ class _Session:
             matrix_view(self.model.params[fused.site.param], task.subject.workload.op)
             for fused in task.sites
         ]
+        count = rotation_on(self.machine, task.profile.nnz, weights[0].itemsize)
         job = Job(
             task.subject.workload,
             self.machine,
             target_data(self.target),
-            rotation(weights, taps),
+            rotation(weights, taps, count),
             [self.model.params[name].reshape(-1) for name in first.fused.channels],
         )
         with job_folder(job) as folder:
@@ -382,7 +406,15 @@ class _Session:
 
     def tune_dense(self, measurer: Measurer, trials: int, end: float, progress: Progress) -> None:
         """Let MetaSchedule search for what stays dense, and keep what it measures as all else."""
-        shares = _dense_shares([t for t in self.tasks if _stays_dense(t, self.machine)], trials)
+        machine = self.machine
+        if isinstance(machine, CudaMachine):
+            if trials:
+                self.notes.append(
+                    "what stays dense on a GPU keeps TVM's own schedule: MetaSchedule searches "
+                    "for processors only"
+                )
+            return
+        shares = _dense_shares([t for t in self.tasks if _stays_dense(t, machine)], trials)
         with progress.phase("MetaSchedule", total=sum(share for _, share in shares)) as phase:
             for task, share in shares:
                 if time.monotonic() > end:
@@ -397,7 +429,7 @@ class _Session:
                 search_dense(
                     task.subject.workload,
                     self.target,
-                    self.machine,
+                    machine,
                     share,
                     seed=_schedules_tried(task),
                     on_outcome=keep,
@@ -409,7 +441,11 @@ class _Session:
         every = RecordFile((*kept.records, *self.records))
         tasks = sorted((self._summed(task) for task in self.tasks), key=lambda t: -t.weight)
         return TuningResult(
-            tuple(tasks), every.records, self._report(), seconds, tuple(kept.skipped)
+            tuple(tasks),
+            every.records,
+            self._report(),
+            seconds,
+            (*kept.skipped, *self.notes),
         )
 
     def _summed(self, task: Task) -> TaskResult:
@@ -466,7 +502,7 @@ class _Session:
                 )
         return Report(
             self.model.source,
-            target=self.machine.mcpu,
+            target=self.machine.name,
             threads=self.machine.threads,
             layers=tuple(layers),
             notes=tuple(self.model.notes),

@@ -11,11 +11,10 @@ from .check import (
     check_layers,
     check_outputs,
     compare,
-    dot_bound,
-    half_dot_bound,
     half_model_tolerance,
     model_tolerance,
     rounded_bound,
+    typed_dot_bound,
 )
 from .device import CUDA, device_kind
 from .dtypes import FLOAT_TYPES, HALF_TYPES, numpy_dtype
@@ -147,7 +146,7 @@ def _check_layer(
     value, bound = evaluate64(
         fused.fused.epilogue,
         want,
-        (half_dot_bound if dtype in HALF_TYPES else dot_bound)(magnitude, terms),
+        typed_dot_bound(magnitude, terms, dtype),
         [vector[picked].reshape(-1, *trailing) for vector in channels],
         [tensor[:, picked] for tensor in tensors],
     )

@@ -1,4 +1,4 @@
-"""Matrix products with any columns gathered, for tensor cores: features in rows, or turned first."""
+"""Matrix products with any columns gathered, for tensor cores: by features, or turned first."""
 
 from __future__ import annotations
 
@@ -43,9 +43,7 @@ class FeatureRows(GatheredColumns):
     def prepare(self) -> None:
         """Do nothing: x is read as it is."""
 
-    def begin(
-        self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any
-    ) -> None:
+    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile of tokens."""
         self.first = numbers[0] * self.shape.nt
         self.begin_columns(threads, place, ring)
@@ -99,9 +97,7 @@ class TurnedTokens(GatheredColumns):
         IRBuilder.name("turned", self.turned)
         transpose_tokens(self.x, self.turned, self.tokens, k)
 
-    def begin(
-        self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any
-    ) -> None:
+    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile of tokens."""
         self.first = numbers[0] * self.shape.nt
         self.begin_columns(threads, place, ring)

@@ -100,9 +100,7 @@ class GatheredColumns:
                     copy_async(to, element, 2 * self.width, is_there)
                 else:
                     zero = T.Cast(self.shape.dtype, T.float32(0))
-                    value = (
-                        element if is_there is None else T.if_then_else(is_there, element, zero)
-                    )
+                    value = element if is_there is None else T.if_then_else(is_there, element, zero)
                     B.buffer_store(self.held, value, [turn])
 
     def arrive(self, slot: Any) -> None:

@@ -70,9 +70,7 @@ class PixelRows(GatheredColumns):
     def prepare(self) -> None:
         """Do nothing: x is read as it is."""
 
-    def begin(
-        self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any
-    ) -> None:
+    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile of pixels."""
         self.first, self.image = T.Cast("int32", numbers[0]) * self.shape.nt, numbers[1]
         self.begin_columns(threads, place, ring)

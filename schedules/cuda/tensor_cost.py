@@ -64,7 +64,9 @@ def needed_columns(
 
 def _listed(profile: SparsityProfile, fit: TileFit, shape: TensorShape, density: float) -> float:
     """Estimate how often a column is listed for two of four."""
-    if any(nm.holds and (nm.n, nm.m) in ((1, 4), (2, 4)) and nm.along == "columns" for nm in profile.nm):
+    if any(
+        nm.holds and (nm.n, nm.m) in ((1, 4), (2, 4)) and nm.along == "columns" for nm in profile.nm
+    ):
         return 1.0
     if shape.run == 1 and shape.parts == ("sparse",) and fit.two_of_four:
         return 1.0
@@ -97,7 +99,9 @@ def tensor_at_once(machine: CudaMachine, shape: TensorShape, width: int) -> int:
     if registers > 255:
         return 0
     by_shared = machine.shared_bytes // (shape.memory_bytes + 1024)
-    return min(by_shared, machine.registers // (threads * registers), machine.max_threads // threads)
+    return min(
+        by_shared, machine.registers // (threads * registers), machine.max_threads // threads
+    )
 
 
 def tensor_events(
@@ -129,9 +133,11 @@ def tensor_events(
     staged += sum(n * shape.mt / 16 * 4 for n in steps.values())
     results = columns_of(workload) * shape.rows / WARP
     mmas = sum(n * shape.mt / 16 * shape.nt / 8 for n in steps.values())
-    loads = sum(n * (shape.mt / 16 * shape.warps_n + shape.nt / 16 * shape.warps_m) for n in steps.values())
-    copies = listed * grids * shape.nt / (width * WARP) * (
-        _ELEMENT_INSTRUCTIONS if width == 1 else 4
+    loads = sum(
+        n * (shape.mt / 16 * shape.warps_n + shape.nt / 16 * shape.warps_m) for n in steps.values()
+    )
+    copies = (
+        listed * grids * shape.nt / (width * WARP) * (_ELEMENT_INSTRUCTIONS if width == 1 else 4)
     )
     overhead = sum(n * shape.warps * _STEP_OVERHEAD / shape.warps_k for n in steps.values())
     gathered = 2.0 * listed * grids * shape.nt + 4.0 * sum(

@@ -1,8 +1,7 @@
-"""Templates of kernels for tensor cores: what they take, their configurations, how they are built."""
+"""Templates of kernels for tensor cores: what they take, their configurations, their building."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -120,9 +119,7 @@ def _space(workload: Workload, machine: CudaMachine, parts: tuple[str, ...]) -> 
     return found
 
 
-def _check(
-    workload: Workload, machine: CudaMachine, config: Config, parts: tuple[str, ...]
-) -> str:
+def _check(workload: Workload, machine: CudaMachine, config: Config, parts: tuple[str, ...]) -> str:
     mt, nt, m, n, k, stages, kb = (int(config[key]) for key in _KEYS)
     step = max(STEPS[part] for part in parts)
     if mt not in TILE_HEIGHTS:
@@ -145,9 +142,7 @@ def _check(
     return ""
 
 
-def _build(
-    workload: Workload, machine: CudaMachine, packed: PackedWeight, config: Config
-) -> Any:
+def _build(workload: Workload, machine: CudaMachine, packed: PackedWeight, config: Config) -> Any:
     shape = _shape(workload, config, _parts(packed.format))
     at_once = tensor_at_once(machine, shape, elements_at_once(workload, shape))
     shape = replace(shape, at_once=max(1, at_once), in_order=bool(packed.config["in_order"]))

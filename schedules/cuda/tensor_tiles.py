@@ -158,7 +158,7 @@ class WarpPlace:
 
     @classmethod
     def of(cls, shape: TensorShape, threads: Threads) -> WarpPlace:
-        """Number the warps, rows the fastest."""
+        """Give every warp its numbers, rows the fastest."""
         rest = T.floordiv(threads.warp, shape.warps_m)
         return cls(
             T.floormod(threads.warp, shape.warps_m),
@@ -186,9 +186,7 @@ class TensorIO(Protocol):
         """Launch what has to be done before, if anything."""
         ...
 
-    def begin(
-        self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any
-    ) -> None:
+    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile, given its numbers on the axes of `grid`.
 
         `ring` is shared memory for the activations of `stages` chunks.
@@ -263,9 +261,7 @@ def build_tensor_tiles(name: str, shape: TensorShape, io: TensorIO) -> Any:
 class _Tile:
     """Emits the work of a block of threads."""
 
-    def __init__(
-        self, shape: TensorShape, io: TensorIO, weight: Weight, threads: Threads
-    ) -> None:
+    def __init__(self, shape: TensorShape, io: TensorIO, weight: Weight, threads: Threads) -> None:
         self.shape, self.io, self.weight, self.threads = shape, io, weight, threads
         self.place = WarpPlace.of(shape, threads)
 

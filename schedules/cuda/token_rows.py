@@ -60,9 +60,7 @@ class TokenRows:
     def prepare(self) -> None:
         """Do nothing: x is read as it is."""
 
-    def begin(
-        self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any
-    ) -> None:
+    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile of tokens."""
         self.first, self.threads, self.place = numbers[0] * self.shape.nt, threads, place
         self.slot_size = self.shape.nt * self.shape.kb

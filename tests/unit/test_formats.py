@@ -235,9 +235,7 @@ def two_four_weight(rows, columns, seed):
 
 @pytest.mark.parametrize("run", [1, 8])
 def test_a_two_four_weight_needs_each_column_once(run):
-    packed = FORMATS["two_four"].pack(
-        two_four_weight(64, 128, 0), {"mt": 64, "kb": 32, "run": run}
-    )
+    packed = FORMATS["two_four"].pack(two_four_weight(64, 128, 0), {"mt": 64, "kb": 32, "run": run})
     assert packed.arrays["sparse_columns"].tolist() == list(range(0, 128, run))
     assert packed.config["in_order"] == 1
 

@@ -11,15 +11,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from tuning_support import small_job, small_model
 
 import tvm_sparse as ts
+from tvm_sparse.cuda_toolkit import has_gpu
 from tvm_sparse.errors import TuningError
 from tvm_sparse.records import read_records
+from tvm_sparse.targets import machine_of, resolve_target, target_data
 from tvm_sparse.tuning.measurer import Candidate, Fleet, Measurer, job_folder
 
 pytest.importorskip("tornado", reason="TVM's tracker needs tornado")
@@ -160,3 +162,27 @@ def test_a_fleet_tunes_a_model_and_its_records_say_so(machines: Machines, tmp_pa
 def test_an_unknown_key_is_answered_with_those_that_there_are(machines: Machines) -> None:
     with pytest.raises(TuningError, match=f"no server of the key 'oven'; it has {KEY}"):
         Fleet("127.0.0.1", machines.port, "oven").count()
+
+
+@pytest.mark.skipif(has_gpu(), reason="the servers reach this machine's GPU")
+def test_a_machine_without_a_gpu_measures_no_kernels_for_one(
+    machines: Machines, tmp_path: Path
+) -> None:
+    records = tmp_path / "records.jsonl"
+    with pytest.raises(TuningError, match=f"key '{KEY}' has no NVIDIA GPU"):
+        ts.tune(small_model(), target="cuda-sm80", records=records, tracker=machines.address)
+    assert not records.exists()
+    # The machine was given back.
+    assert machines.fleet.count() == SERVERS
+
+
+@pytest.mark.skipif(has_gpu(), reason="the servers reach this machine's GPU")
+def test_machines_without_a_gpu_end_a_search_with_their_reason(machines: Machines) -> None:
+    target = resolve_target("cuda-sm80")
+    job = replace(small_job(), target=target_data(target), machine=machine_of(target, 1))
+    with (
+        job_folder(job) as folder,
+        Measurer(1, machines.fleet) as measurer,
+        pytest.raises(TuningError, match=r"answers any more .*has no NVIDIA GPU"),
+    ):
+        list(measurer.measure(folder, [Candidate("cuda_row_tiles", {})]))

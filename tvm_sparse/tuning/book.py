@@ -94,6 +94,9 @@ class RecordBook:
         """Return the winners of layers like this one: trusted ones first, then the nearest."""
         hints = []
         for subject, records in self._subjects:
+            if subject.target.get("kind") != self.target.get("kind"):
+                # Kernels for GPUs are none for processors, nor the other way round.
+                continue
             distance = _distance(subject, workload, statistics)
             fit = [record for record in records if record.ok]
             if distance <= _FURTHEST and fit:

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from ..records import workload_from
-from ..schedules.x86.cost import SYMBOLIC_BATCH, SYMBOLIC_TOKENS
-from ..targets import X86Machine
+from ..schedules.lookup import symbolic_sizes
+from ..targets import CudaMachine, Machine, X86Machine
 from ..workload import Conv2dGeometry, MatmulGeometry, Workload
 
 # Weights that are called in turn, as in a network: with one alone the branch predictor learns its
 # loops by heart and its bytes stay in the caches. Small ones stay in L2 even so; there it matters
 # little, since reading them takes next to no time beside multiplying.
 ROTATION = 4
+# On a GPU, whose cache holds the weights of many layers, as many as are together larger than it.
+_MOST_ROTATION = 16
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,18 @@ class Job:
     ----------
     workload : Workload
         As the kernel is built for it; its tokens or batch may be symbolic.
-    machine : X86Machine
+    machine : X86Machine or CudaMachine
         What kernels are shaped by.
     target : mapping
         TVM's description of the target.
     weights : sequence of numpy.ndarray
-        Matrices as formats pack them, `ROTATION` of them; the last one is the layer's own.
+        Matrices as formats pack them, `rotation_on` of them; the last one is the layer's own.
     channels : sequence of numpy.ndarray
         The epilogue's vectors.
     """
 
     workload: Workload
-    machine: X86Machine
+    machine: Machine
     target: Mapping[str, Any]
     weights: Sequence[np.ndarray]
     channels: Sequence[np.ndarray]
@@ -65,7 +67,7 @@ class Job:
         data = json.loads((folder / "job.json").read_text())
         return cls(
             workload_from(data["workload"]),
-            X86Machine(**{**data["machine"], "prices": _pairs(data["machine"].get("prices", ()))}),
+            _machine_from(data["machine"], data["target"]),
             data["target"],
             _arrays(folder, "weight"),
             _arrays(folder, "channel"),
@@ -75,10 +77,11 @@ class Job:
     def concrete(self) -> MatmulGeometry | Conv2dGeometry:
         """The geometry that is measured: symbolic sizes are what the cost model assumes."""
         geometry = self.workload.geometry
+        tokens, batch = symbolic_sizes(self.machine)
         if isinstance(geometry, MatmulGeometry):
-            return replace(geometry, n=geometry.n or SYMBOLIC_TOKENS)
+            return replace(geometry, n=geometry.n or tokens)
         assert geometry is not None
-        return replace(geometry, batch=geometry.batch or SYMBOLIC_BATCH)
+        return replace(geometry, batch=geometry.batch or batch)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -94,21 +97,37 @@ class Job:
         )
 
 
-def rotation(weights: Sequence[np.ndarray], taps: int = 1) -> list[np.ndarray]:
-    """Fill up to `ROTATION` weights with permutations of those at hand; the first comes last.
+def rotation_on(machine: Machine, nonzeros: int, itemsize: int) -> int:
+    """Tell how many weights are called in turn, so that none is found where it lay last time."""
+    if not isinstance(machine, CudaMachine):
+        return ROTATION
+    enough = -(-2 * machine.l2_bytes // max(1, nonzeros * itemsize))
+    return max(ROTATION, min(enough, _MOST_ROTATION))
+
+
+def rotation(
+    weights: Sequence[np.ndarray], taps: int = 1, count: int = ROTATION
+) -> list[np.ndarray]:
+    """Fill up to `count` weights with permutations of those at hand; the first comes last.
 
     Rows are permuted, and input channels with all their taps: counts stay what they are, the
     lengths of loops come in another order.
     """
     rng = np.random.default_rng(0)
-    chosen = list(weights[:ROTATION])
-    while len(chosen) < ROTATION:
+    chosen = list(weights[:count])
+    while len(chosen) < count:
         matrix = weights[len(chosen) % len(weights)]
         rows, columns = matrix.shape
         channels = rng.permutation(columns // taps)
         order = (channels[:, None] * taps + np.arange(taps)).reshape(-1)
         chosen.append(np.ascontiguousarray(matrix[rng.permutation(rows)][:, order]))
     return chosen[::-1]
+
+
+def _machine_from(data: Mapping[str, Any], target: Mapping[str, Any]) -> Machine:
+    if target["kind"] == "cuda":
+        return CudaMachine(**data)
+    return X86Machine(**{**data, "prices": _pairs(data.get("prices", ()))})
 
 
 def _pairs(values: Any) -> tuple[tuple[str, float], ...]:

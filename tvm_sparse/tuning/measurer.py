@@ -119,6 +119,40 @@ class Fleet:
             raise TuningError(f"{where} has no server of the key '{self.key}'; {known}")
         return len(servers)
 
+    def gpu(self) -> str:
+        """Borrow a machine of the key, and name its GPU.
+
+        Raises
+        ------
+        TuningError
+            When none comes, or it has no GPU.
+        """
+        found: list[str | TuningError] = []
+
+        def ask() -> None:
+            from .trial import LentDevice
+
+            try:
+                device = LentDevice(self.host, self.port, self.key, _BORROW_TIMEOUT, 1, "cuda")
+                found.append(str(device.device.device_name))
+                device.close()
+            except TuningError as error:
+                found.append(error)
+            except (RuntimeError, OSError, EOFError, ValueError) as error:
+                found.append(TuningError(f"the machine that was lent fails: {last_line(error)}"))
+
+        # TVM waits for a machine for as long as it takes.
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_BORROW_TIMEOUT)
+        if not found:
+            raise TuningError(
+                f"no machine of the key '{self.key}' came within {_BORROW_TIMEOUT:g} s"
+            )
+        if isinstance(found[0], TuningError):
+            raise found[0]
+        return found[0]
+
 
 class _Count:
     """A number that threads share."""
@@ -327,6 +361,7 @@ class Measurer:
         for index in range(len(candidates)):
             waiting.put((index, 1))
         done, without = threading.Event(), _Count()
+        reasons: list[str] = []
 
         def work(process: _Process) -> None:
             while not done.is_set():
@@ -340,6 +375,7 @@ class Measurer:
                     finished.put(error)
                     return
                 if outcome.status == "no device":
+                    reasons.append(outcome.message)
                     without.up()
                     waiting.put((index, attempt))
                 elif outcome.status in ("lost", "timed out") and attempt < _ATTEMPTS:
@@ -357,7 +393,7 @@ class Measurer:
                 try:
                     found = finished.get(timeout=0.5)
                 except queue.Empty:
-                    self._give_up_without(without.value)
+                    self._give_up_without(without.value, reasons)
                     continue
                 if isinstance(found, TuningError):
                     raise found
@@ -366,11 +402,11 @@ class Measurer:
         finally:
             done.set()
 
-    def _give_up_without(self, devices: int) -> None:
+    def _give_up_without(self, devices: int, reasons: Sequence[str]) -> None:
         if devices > 2 * self.width:
             assert self.fleet is not None
             raise TuningError(
-                f"no machine of the key '{self.fleet.key}' answers any more; "
+                f"no machine of the key '{self.fleet.key}' answers any more ({reasons[-1]}); "
                 "what was measured is kept"
             )
 

@@ -18,13 +18,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..check import compare, dot_bound
+from ..check import compare, rounded_bound, typed_dot_bound
+from ..cuda_toolkit import machine_code
 from ..epilogue_reference import evaluate64
 from ..errors import TuningError, last_line
 from ..float64 import ConvAttributes, conv2d64, matmul64
 from ..formats import FORMATS
 from ..schedules.lookup import template_named
-from ..targets import resolve_target
+from ..targets import CudaMachine, Machine, resolve_target
 from ..workload import Conv2dGeometry
 from .job import Job
 
@@ -47,7 +48,7 @@ class DeviceLostError(TuningError):
 
 
 class NoDeviceError(TuningError):
-    """The tracker lends no machine."""
+    """The tracker lends no machine, or none that has what is needed."""
 
 
 class Device(Protocol):
@@ -67,16 +68,33 @@ class Device(Protocol):
     def may_be_lost(self) -> bool:
         """Whether errors on it say more about the device than about the candidate."""
 
+    def answers(self) -> bool:
+        """Whether it can still be used after a candidate's error."""
+
 
 class LocalDevice:
-    """The process that asks."""
+    """The process that asks, or the GPU of its machine.
+
+    Parameters
+    ----------
+    kind : str
+        "cpu" or "cuda".
+    """
 
     may_be_lost = False
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "cpu") -> None:
         import tvm
 
-        self.device = tvm.cpu()
+        self.device = tvm.device(kind)
+
+    def answers(self) -> bool:
+        """Whether it can still be used: a kernel that went astray ends a GPU's whole context."""
+        try:
+            self.device.sync()
+        except (RuntimeError, ValueError):
+            return False
+        return True
 
     def open(self, executable: Any) -> Any:
         """Run the program in this process."""
@@ -102,18 +120,37 @@ class LentDevice:
         After how long the server ends the session by itself.
     threads : int
         Threads that kernels may use there.
+    kind : str
+        What of the machine they run on: "cpu" or "cuda".
+
+    Raises
+    ------
+    NoDeviceError
+        When the machine has no GPU that TVM reaches, and one is asked for.
     """
 
     may_be_lost = True
 
-    def __init__(self, host: str, port: int, key: str, seconds: float, threads: int) -> None:
+    def __init__(
+        self, host: str, port: int, key: str, seconds: float, threads: int, kind: str = "cpu"
+    ) -> None:
         from tvm import rpc
 
         tracker = rpc.connect_tracker(host, port)
         self.session = tracker.request(key, priority=1, session_timeout=math.ceil(seconds))
-        self.device = self.session.cpu()
+        self.device = self.session.device(kind)
+        if kind != "cpu" and not self.device.exist:
+            self.close()
+            raise NoDeviceError(
+                f"the machine that was lent under the key '{key}' has no NVIDIA GPU that its "
+                "TVM reaches"
+            )
         self.session.get_function("runtime.config_threadpool")(1, threads)
         self._numbers = 0
+
+    def answers(self) -> bool:
+        """Whether it can still be used: the session is another one for the next candidate."""
+        return True
 
     def close(self) -> None:
         """End the session."""
@@ -159,11 +196,15 @@ class Bench:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.target = resolve_target(dict(job.target))
+        self.kind = "cuda" if self.target.kind.name == "cuda" else "cpu"
+        self.dtype = _numpy_type(job.workload.dtype)
         rng = np.random.default_rng(7)
         x_shape, y_shape = job.shapes
-        self.x = rng.standard_normal(x_shape, np.float32)
-        count = job.workload.epilogue.tensors
-        self.tensors = [rng.standard_normal(y_shape, np.float32) for _ in range(count)]
+        self.x = rng.standard_normal(x_shape, np.float32).astype(self.dtype)
+        self.tensors = [
+            rng.standard_normal(y_shape, np.float32).astype(self.dtype)
+            for _ in range(job.workload.epilogue.tensors)
+        ]
         self.device: Any = None
         self._reference: tuple[Any, np.ndarray, np.ndarray] | None = None
 
@@ -172,7 +213,7 @@ class Bench:
         self.device = device
         with self._on_device():
             self.inputs = [device.array(array) for array in (self.x, *self.tensors)]
-            self.result = device.array(np.zeros(self.job.shapes[1], np.float32))
+            self.result = device.array(np.zeros(self.job.shapes[1], self.dtype))
 
     def give_back(self) -> None:
         """Let go of the device; a lent one is free for others then."""
@@ -183,11 +224,16 @@ class Bench:
 
     @contextmanager
     def _on_device(self) -> Iterator[None]:
-        """Tell errors of a device that may be lost from those of a candidate."""
+        """Tell errors of a device that may be lost from those of a candidate.
+
+        A device that a candidate has ruined ends this process with it: the next one gets another.
+        """
         try:
             yield
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             if not self.device.may_be_lost:
+                if not self.device.answers():
+                    raise SystemExit(f"the device is lost: {last_line(error)}") from error
                 raise
             raise DeviceLostError(f"the device was lost: {last_line(error)}") from error
 
@@ -201,7 +247,7 @@ class Bench:
         DeviceLostError
             When the device, and not the candidate, failed.
         """
-        executable = self._compile(kernel, config)
+        executable = self.build(kernel, config)
         with self._on_device():
             machine = self.device.open(executable)
             # Results of a plain call cannot come back over RPC.
@@ -210,14 +256,16 @@ class Bench:
             got = machine.get_outputs("main").numpy()
         return Prepared(machine, self._check(got))
 
-    def _compile(self, kernel: str, config: Mapping[str, Any]) -> Any:
+    def build(self, kernel: str, config: Mapping[str, Any]) -> Any:
+        """Compile a candidate, machine code included; needs no device."""
         import tvm
         from tvm.relax.backend.cpu_generic import pipeline as stock
 
         passes = tvm.transform.Sequential(
             [*stock.dataflow_lower_passes(self.target), *stock.finalize_passes(self.target)]
         )
-        return tvm.compile(self._program(kernel, config), self.target, relax_pipeline=passes)
+        with _machine_code_for(self.job.machine):
+            return tvm.compile(self._program(kernel, config), self.target, relax_pipeline=passes)
 
     def _program(self, kernel: str, config: Mapping[str, Any]) -> Any:
         """Call the kernel with one weight after the other, each time on the same activations."""
@@ -226,8 +274,9 @@ class Bench:
         job, template = self.job, template_named(kernel)
         weight_format = FORMATS[template.format]
         builder, symbol = relax.BlockBuilder(), None
-        types = [relax.TensorType(array.shape, "float32") for array in (self.x, *self.tensors)]
-        y_type = relax.TensorType(job.shapes[1], "float32")
+        dtype = job.workload.dtype
+        types = [relax.TensorType(array.shape, dtype) for array in (self.x, *self.tensors)]
+        y_type = relax.TensorType(job.shapes[1], dtype)
         inputs = [relax.Var(f"x{i}", kind) for i, kind in enumerate(types)]
         y = relax.Var("y", y_type)
         channels = [relax.const(np.ascontiguousarray(c)) for c in job.channels]
@@ -296,15 +345,15 @@ class Bench:
         else:
             value = matmul64(self.x, weight.T)
             magnitude = matmul64(np.abs(self.x), np.abs(weight.T))
-        trailing = (1,) * (value.ndim - 2)
+        trailing, dtype = (1,) * (value.ndim - 2), job.workload.dtype
         want, bound = evaluate64(
             job.workload.epilogue,
             value,
-            dot_bound(magnitude, terms),
+            typed_dot_bound(magnitude, terms, dtype),
             [np.asarray(c)[picked].reshape(-1, *trailing) for c in job.channels],
             [tensor[:, picked] for tensor in self.tensors],
         )
-        return picked, want, bound
+        return picked, want, rounded_bound(want, bound, dtype)
 
     def sample(self, prepared: Prepared, count: int) -> list[float]:
         """Return microseconds of one kernel call, `count` times."""
@@ -327,6 +376,23 @@ class Bench:
             if notch(samples) < _PRECISION or time.perf_counter() > end:
                 break
         return samples
+
+
+@contextmanager
+def _machine_code_for(machine: Machine) -> Iterator[None]:
+    if not isinstance(machine, CudaMachine):
+        yield
+        return
+    with machine_code(machine.arch):
+        yield
+
+
+def _numpy_type(name: str) -> np.dtype:
+    if name != "bfloat16":
+        return np.dtype(name)
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def quartiles(samples: Sequence[float]) -> tuple[float, float, float]:

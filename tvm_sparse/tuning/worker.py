@@ -94,12 +94,12 @@ class Worker:
         assert bench is not None
         if tracker is None:
             if bench.device is None:
-                bench.use(LocalDevice())
+                bench.use(LocalDevice(bench.kind))
             yield bench
             return
         self.built.clear()
         try:
-            device = LentDevice(**tracker)
+            device = LentDevice(**tracker, kind=bench.kind)
         except (RuntimeError, OSError, EOFError, ValueError) as error:
             raise NoDeviceError(last_line(error)) from error
         self.say({"status": "borrowed"})
