@@ -110,7 +110,7 @@ def test_candidates_are_those_of_the_target_in_the_order_of_their_estimates(laye
     assert ranked and {entry.candidate.kernel for entry in ranked} == {
         template.name
         for template in tuner.templates_for(MACHINE)
-        if template.supports(site.workload, MACHINE)
+        if template.takes(site.workload, MACHINE)
     }
     estimates = [entry.estimate for entry in ranked]
     assert estimates == sorted(estimates)
