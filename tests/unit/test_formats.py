@@ -217,10 +217,10 @@ def test_row_ranges_share_the_nonzeros():
     assert bounds == (0, 80, 128)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("name", list(DTYPES))
 @pytest.mark.parametrize("run", [1, 8])
-def test_tensor_tiles_restore_both_types_in_runs(name, dtype, run):
+def test_tensor_tiles_restore_all_types_in_runs(name, dtype, run):
     w = random_matrix(50, 72, 0.4, 1).astype(numpy_dtype(dtype))
     packed = FORMATS[name].pack(w, {"mt": 32, "kb": 32, "run": run})
     assert same_bits(FORMATS[name].unpack(packed), w)

@@ -9,6 +9,7 @@ As the list is free, it can also be arranged so that no row has more than two no
 of its columns, which sparse tensor cores want: a 2:4 weight needs its own columns; V:N:M (R. Castro
 et al., "VENOM: A Vectorized N:M Format for Unleashing the Power of Sparse Tensor Cores", SC 2023)
 those that a tile chose; any other weight some columns twice, each time with other elements of them.
+Of float32, sparse tensor cores take one nonzero in any two columns: an element is a pair of halves.
 """
 
 from __future__ import annotations
@@ -19,18 +20,36 @@ from typing import Any
 
 import numpy as np
 
-from ..dtypes import HALF_TYPES, numpy_dtype
+from ..dtypes import FLOAT_TYPES, numpy_dtype
 from .base import Match, PackedWeight, check_matrix
 
 ROWS = 16
 MOST_ROWS = 256
-# Columns that one instruction multiplies by.
-DENSE_STEP, SPARSE_STEP = 16, 32
+# Bytes of a row that one instruction multiplies by.
+STEP_BYTES = {"dense": 32, "sparse": 64}
 # Columns that may be fetched as one, and one.
 RUNS = (1, 8)
 LANES = 32
-# Groups of four that wait for their next column at a time.
+# Groups that wait for their next column at a time.
 _OPEN = 16
+
+
+def step_columns(part: str, dtype: str) -> int:
+    """Count the columns that one instruction multiplies by."""
+    return STEP_BYTES[part] // numpy_dtype(dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What sparse tensor cores want: at most `most` nonzeros in each `size` columns of a row."""
+
+    size: int
+    most: int
+
+    @classmethod
+    def of(cls, dtype: Any) -> Grouping:
+        """Two of four 16-bit elements, one of two of 32 bits."""
+        return cls(2, 1) if np.dtype(dtype).itemsize == 4 else cls(4, 2)
 
 
 @dataclass(frozen=True)
@@ -64,10 +83,10 @@ class TensorTiles:
     - ``columns`` int32 [chunks * kb / run]: the first column of each run; the last one is repeated
       to the end of a chunk, with zeros;
     - ``values`` uint32: pairs of elements as lanes hold them, see `schedules.cuda.ptx.multiply`:
-      [chunk, step, rows / 16, lane, 4];
+      [chunk, step, rows / 16, lane, 4]; a float32 is a pair;
     - ``chosen`` uint32 [chunk, step, rows / 16, 16], of two of four only: word 2g + h of 16 rows
-      says which of columns 16 h to 16 h + 15 row g keeps in its low half, row g + 8 in its high
-      half.
+      says which of a step's columns row g keeps in its low half, row g + 8 in its high half; h
+      is the half of the step.
 
     The packed config has `in_order`: 1 when slots are rows, so that neighbours may be stored as
     one.
@@ -85,20 +104,21 @@ class TensorTiles:
     def supports(self, weight: np.ndarray, config: Mapping[str, Any]) -> Match:
         """Tell whether `weight` can be packed with `config`."""
         mt, kb, run = (int(config[key]) for key in ("mt", "kb", "run"))
-        step = SPARSE_STEP if self.sparse else DENSE_STEP
+        dtype = str(weight.dtype) if str(weight.dtype) in FLOAT_TYPES else "float16"
+        step = step_columns(self.parts[-1], dtype)
         if mt % ROWS or not ROWS <= mt <= MOST_ROWS:
             return Match(False, f"tiles of {mt} rows; tensor cores take multiples of {ROWS}")
         if kb % step or kb < step:
             return Match(False, f"chunks of {kb} columns; tensor cores take multiples of {step}")
         if run not in RUNS:
             return Match(False, f"runs of {run} columns; there can be {RUNS[0]} or {RUNS[1]}")
-        fits = check_matrix(weight, HALF_TYPES)
+        fits = check_matrix(weight, FLOAT_TYPES)
         if fits and weight.shape[1] % run:
             return Match(False, f"{weight.shape[1]} columns are not whole runs of {run}")
         return fits
 
     def pack(self, weight: np.ndarray, config: Mapping[str, Any]) -> PackedWeight:
-        """Lay out a float16 or bfloat16 matrix [rows, columns]."""
+        """Lay out a matrix [rows, columns]."""
         mt, kb, run = (int(config[key]) for key in ("mt", "kb", "run"))
         order = _row_order(weight, mt, run)
         tiles = -(-len(order) // mt)
@@ -141,22 +161,23 @@ class TensorTiles:
         """Restore the matrix."""
         rows, columns = packed.shape
         mt, kb, run = (packed.config[key] for key in ("mt", "kb", "run"))
+        dtype = numpy_dtype(packed.config["dtype"])
         slots = packed.arrays["rows"]
-        words = np.zeros((len(slots), columns), np.uint16)
+        padded = np.zeros((len(slots), columns), dtype)
         for part in self.parts:
             begins = packed.arrays[f"{part}_begins"]
             firsts = packed.arrays[f"{part}_columns"].reshape(-1, kb // run)
             named = (firsts[..., None] + np.arange(run)).reshape(len(firsts), kb)
-            held = _unpack_part(part, packed, mt, kb)
+            held = _unpack_part(part, packed, mt, kb, dtype)
             for tile in range(len(begins) - 1):
-                own = words[tile * mt : (tile + 1) * mt]
+                own = padded[tile * mt : (tile + 1) * mt]
                 for chunk in range(begins[tile], begins[tile + 1]):
-                    row, place = np.nonzero(held[chunk])
+                    row, place = np.nonzero(held[chunk] != 0)
                     own[row, named[chunk, place]] = held[chunk][row, place]
-        restored = np.zeros((rows, columns), np.uint16)
+        restored = np.zeros((rows, columns), dtype)
         real = slots < rows
-        restored[slots[real]] = words[real]
-        return restored.view(numpy_dtype(packed.config["dtype"]))
+        restored[slots[real]] = padded[real]
+        return restored
 
 
 def _row_order(weight: np.ndarray, mt: int, run: int) -> np.ndarray:
@@ -181,7 +202,7 @@ def _whole_runs(chosen: np.ndarray, run: int) -> np.ndarray:
 
 
 def two_of_four(columns: np.ndarray, tile: np.ndarray, run: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrange a tile so that no row has more than two nonzeros in any four columns.
+    """Arrange a tile so that no row has more than two nonzeros in any four columns, see `Grouping`.
 
     Parameters
     ----------
@@ -199,14 +220,15 @@ def two_of_four(columns: np.ndarray, tile: np.ndarray, run: int) -> tuple[np.nda
     """
     if not len(columns):
         return columns, tile
+    grouping = Grouping.of(tile.dtype)
     if run > 1:
-        return _rounds(columns, tile)
+        return _rounds(columns, tile, grouping)
     mask = tile != 0
-    at_fours = _fours(columns, mask)
-    if at_fours is not None:
-        kept, held = at_fours
+    as_they_stand = _in_order(columns, mask, grouping)
+    if as_they_stand is not None:
+        kept, held = as_they_stand
         return columns[kept], np.where(held, tile[:, kept], tile.dtype.type(0))
-    listed, masks = _fill_groups(mask)
+    listed, masks = _fill_groups(mask, grouping)
     held_there = np.where(masks, tile[:, listed], tile.dtype.type(0))
     return columns[listed], held_there
 
@@ -220,31 +242,37 @@ def holds_two_of_four(mask: np.ndarray) -> bool:
         Which elements of the tile [rows, columns] are not zero.
     """
     columns = np.flatnonzero(mask.any(axis=0))
-    return len(columns) == 0 or _fours(columns, mask[:, columns]) is not None
+    grouping = Grouping(4, 2)
+    return len(columns) == 0 or _in_order(columns, mask[:, columns], grouping) is not None
 
 
-def _fours(columns: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the columns as they stand if each four of them are fit, by place or by number."""
-    for groups in (np.arange(len(columns)) // 4, columns // 4):
+def _in_order(
+    columns: np.ndarray, mask: np.ndarray, grouping: Grouping
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the columns as they stand if their groups are fit, by number or by place."""
+    size = grouping.size
+    for groups in (np.arange(len(columns)) // size, columns // size):
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
         counts = np.add.reduceat(mask, starts, axis=1, dtype=np.int64)
-        if counts.max(initial=0) > 2:
+        if counts.max(initial=0) > grouping.most:
             continue
         sizes = np.diff(np.append(starts, len(columns)))
-        is_real = np.arange(4) < sizes[:, None]
+        is_real = np.arange(size) < sizes[:, None]
         # Groups that lack columns name their first one again, for nothing.
-        places = np.where(is_real, starts[:, None] + np.arange(4), starts[:, None]).reshape(-1)
+        places = np.where(is_real, starts[:, None] + np.arange(size), starts[:, None]).reshape(-1)
         return places, mask[:, places] & is_real.reshape(-1)
     return None
 
 
-def _rounds(columns: np.ndarray, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """List runs again as long as some four of their columns hold more than two."""
+def _rounds(
+    columns: np.ndarray, tile: np.ndarray, grouping: Grouping
+) -> tuple[np.ndarray, np.ndarray]:
+    """List runs again as long as some group of their columns holds too many."""
     listed, held = [], []
     left = tile.copy()
     while len(columns):
-        fours = (left != 0).reshape(len(left), -1, 4)
-        now = (np.cumsum(fours, axis=2) <= 2).reshape(left.shape)
+        groups = (left != 0).reshape(len(left), -1, grouping.size)
+        now = (np.cumsum(groups, axis=2) <= grouping.most).reshape(left.shape)
         listed.append(columns)
         held.append(np.where(now, left, left.dtype.type(0)))
         left = np.where(now, left.dtype.type(0), left)
@@ -253,8 +281,8 @@ def _rounds(columns: np.ndarray, tile: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(listed), np.concatenate(held, axis=1)
 
 
-def _fill_groups(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Deal columns to groups of four, first fit; what no group takes of one is dealt again.
+def _fill_groups(mask: np.ndarray, grouping: Grouping) -> tuple[np.ndarray, np.ndarray]:
+    """Deal columns to groups, first fit; what no group takes of one is dealt again.
 
     Returns the column of each place, and which rows hold their element there.
     """
@@ -265,7 +293,7 @@ def _fill_groups(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     waiting = [(column, mask[:, column]) for column in range(mask.shape[1])]
     while waiting:
         column, wanted = waiting.pop()
-        fits = np.flatnonzero(np.all(counts + wanted <= 2, axis=1))
+        fits = np.flatnonzero(np.all(counts + wanted <= grouping.most, axis=1))
         if len(fits):
             number, taken = int(fits[0]), wanted
         elif len(groups) < _OPEN:
@@ -273,23 +301,24 @@ def _fill_groups(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             counts = np.concatenate([counts, np.zeros((1, rows), np.int8)])
             number, taken = len(groups) - 1, wanted
         else:
-            free = (counts < 2) & wanted
+            free = (counts < grouping.most) & wanted
             number = int(np.argmax(free.sum(axis=1)))
             taken = free[number]
             waiting.append((column, wanted & ~taken))
         groups[number].append((column, taken))
         counts[number] += taken
-        if len(groups[number]) == 4:
+        if len(groups[number]) == grouping.size:
             full.append(groups.pop(number))
             counts = np.delete(counts, number, axis=0)
-    return _listed([*full, *groups], rows)
+    return _listed([*full, *groups], rows, grouping.size)
 
 
 def _listed(
-    groups: Sequence[list[tuple[int, np.ndarray]]], rows: int
+    groups: Sequence[list[tuple[int, np.ndarray]]], rows: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     nothing = np.zeros(rows, bool)
-    places = [p for group in groups for p in group + [(group[0][0], nothing)] * (4 - len(group))]
+    filled = [group + [(group[0][0], nothing)] * (size - len(group)) for group in groups]
+    places = [place for group in filled for place in group]
     return np.array([column for column, _ in places]), np.stack([m for _, m in places], axis=1)
 
 
@@ -335,35 +364,48 @@ def _from_fragments(words: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _compress(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep two elements of every four of [chunk, rows, columns], and say which."""
+    """Keep as many elements of every group of [chunk, rows, columns] as may be, and say which."""
     chunks, rows, columns = values.shape
-    fours = values.reshape(chunks, rows, columns // 4, 4)
-    # A stable sort puts the nonzeros first; two of four are kept, zeros where there are not two.
-    places = np.sort(np.argsort(fours == 0, axis=3, kind="stable")[..., :2], axis=3)
-    kept = np.take_along_axis(fours, places, axis=3).reshape(chunks, rows, columns // 2)
-    codes = (places[..., 0] | places[..., 1] << 2).astype(np.uint32)
-    # Rows are (16 rows, half, g), codes (step, half of the step's columns, four of them).
-    split = codes.reshape(chunks, rows // 16, 2, 8, columns // 32, 2, 4)
+    grouping = Grouping.of(values.dtype)
+    groups = values.reshape(chunks, rows, columns // grouping.size, grouping.size)
+    # A stable sort puts the nonzeros first; zeros are kept where there are too few.
+    order = np.argsort(groups == 0, axis=3, kind="stable")
+    places = np.sort(order[..., : grouping.most], axis=3)
+    kept = np.take_along_axis(groups, places, axis=3).reshape(chunks, rows, -1)
+    # In halves, two bits each: a float32 is halves 0 and 1, or 2 and 3.
+    first, second = (places[..., 0] * 2, places[..., 0] * 2 + 1)
+    if grouping.most == 2:
+        first, second = places[..., 0], places[..., 1]
+    codes = (first | second << 2).astype(np.uint32)
+    # Rows are (16 rows, half, g), codes (step, half of the step, four of them).
+    split = codes.reshape(chunks, rows // 16, 2, 8, -1, 2, 4)
     halves = (split << (4 * np.arange(4, dtype=np.uint32))).sum(axis=6, dtype=np.uint32)
     words = halves[:, :, 0] | halves[:, :, 1] << np.uint32(16)
     ordered = np.ascontiguousarray(words.transpose(0, 3, 1, 2, 4)).reshape(-1)
     return np.ascontiguousarray(kept).view(np.uint16), ordered.astype(np.uint32)
 
 
-def _unpack_part(part: str, packed: PackedWeight, mt: int, kb: int) -> np.ndarray:
-    """Restore uint16 [chunk, rows, columns of a chunk]."""
+def _unpack_part(
+    part: str, packed: PackedWeight, mt: int, kb: int, dtype: np.dtype[Any]
+) -> np.ndarray:
+    """Restore the elements [chunk, rows, columns of a chunk]."""
     words = packed.arrays[f"{part}_values"]
+    halves = kb * dtype.itemsize // 2
     if part == "dense":
-        return _from_fragments(words, mt, kb)
-    kept = _from_fragments(words, mt, kb // 2)
+        return np.ascontiguousarray(_from_fragments(words, mt, halves)).view(dtype)
+    grouping = Grouping.of(dtype)
+    kept = np.ascontiguousarray(_from_fragments(words, mt, halves // 2)).view(dtype)
     chunks = len(kept)
-    chosen = packed.arrays["sparse_chosen"].reshape(chunks, kb // 32, mt // 16, 8, 2)
-    halves = np.stack([chosen & 0xFFFF, chosen >> 16], axis=-1)
-    # [chunk, step, 16 rows, g, half of columns, half of rows] to [chunk, rows, 16 columns].
-    by_row = halves.transpose(0, 2, 5, 3, 1, 4).reshape(chunks, mt, kb // 16)
+    chosen = packed.arrays["sparse_chosen"].reshape(chunks, halves // 32, mt // 16, 8, 2)
+    by_half = np.stack([chosen & 0xFFFF, chosen >> 16], axis=-1)
+    # [chunk, step, 16 rows, g, half of the step, half of the rows] to [chunk, rows, half step].
+    by_row = by_half.transpose(0, 2, 5, 3, 1, 4).reshape(chunks, mt, halves // 16)
     codes = (by_row[..., None] >> (4 * np.arange(4, dtype=np.uint32))) & 0xF
-    places = np.stack([codes & 3, codes >> 2], axis=-1).reshape(chunks, mt, kb // 4, 2)
-    restored = np.zeros((chunks, mt, kb // 4, 4), np.uint16)
-    pairs = kept.reshape(chunks, mt, kb // 4, 2)
-    np.put_along_axis(restored, places.astype(np.int64), pairs, axis=3)
+    places = np.stack([codes & 3, codes >> 2], axis=-1)
+    places = places[..., : grouping.most] // (2 // grouping.most)
+    restored = np.zeros((chunks, mt, kb // grouping.size, grouping.size), dtype)
+    shape = (chunks, mt, kb // grouping.size, grouping.most)
+    np.put_along_axis(
+        restored, places.reshape(shape).astype(np.int64), kept.reshape(shape), axis=3
+    )
     return restored.reshape(chunks, mt, kb)
