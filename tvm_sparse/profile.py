@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ModelError
-from .formats.tensor_tiles import holds_two_of_four
+from .formats.tensor_tiles import listed_a_column
 
 # Rows x columns of the blocks that kernels exist for; each is built from the smaller ones.
 BLOCK_SHAPES: tuple[tuple[int, int], ...] = ((4, 1), (8, 1), (16, 1), (1, 16), (16, 16), (32, 32))
@@ -26,8 +26,9 @@ NM_PATTERNS: tuple[tuple[int, int], ...] = ((1, 4), (2, 4), (4, 8))
 # neighbouring columns that they may fetch as one.
 TILE_HEIGHTS: tuple[int, ...] = (16, 32, 64, 128)
 TILE_RUN = 8
-# Columns of a tile that are looked at for two of four.
-_SAMPLED = 1024
+# Columns of a tile that are arranged as two of four, to see how often they are listed: so many
+# neighbours here and there.
+_SAMPLED, _SAMPLED_TOGETHER = 512, 16
 
 # A pattern is claimed when a random matrix of the same size and nonzero count shows it with at most
 # this probability ...
@@ -113,11 +114,11 @@ class TileFit:
         Columns with a nonzero, of all tiles together.
     run_columns : int
         Columns in aligned runs of `TILE_RUN` with a nonzero.
-    full_columns, full_nnz : int
-        Columns with a nonzero in more than half of a tile's rows, and the nonzeros in them.
-    two_of_four : bool
-        The first columns of the first tile, as they follow each other, hold two of four in every
-        row.
+    full_columns, full_run_columns : int
+        Columns with a nonzero in more than half of a tile's rows, and those in runs with one.
+    listed, rest_listed : tuple of float
+        How often a column is listed to make a tile two of four (one of two in float32), single and
+        in runs: of all columns with a nonzero, and without full ones. Seen in the first tile.
     """
 
     height: int
@@ -125,8 +126,9 @@ class TileFit:
     columns: int
     run_columns: int
     full_columns: int
-    full_nnz: int
-    two_of_four: bool
+    full_run_columns: int
+    listed: tuple[float, float]
+    rest_listed: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ def profile_weight(w: np.ndarray, *, taps: int = 1) -> SparsityProfile:
         raise ModelError(f"{w.shape[1]} columns are not a whole number of channels of {taps} taps")
     if w.dtype.kind in "OSUMmV" and not w.dtype.name.startswith(("bfloat", "float", "int")):
         raise ModelError(f"a weight of type {w.dtype} cannot be profiled")
-    tally = _Tally(w.shape, taps)
+    tally = _Tally(w.shape, taps, w.dtype)
     for chunk in _row_chunks(w):
         tally.add(chunk)
     return tally.profile(str(w.dtype))
@@ -310,10 +312,11 @@ def _group_counts(mask: np.ndarray, axis: int) -> dict[int, np.ndarray]:
 class _TileTally:
     """Counts of tiles, whose rows are those with a nonzero."""
 
-    def __init__(self, columns: int) -> None:
+    def __init__(self, columns: int, dtype: np.dtype) -> None:
+        self.dtype = np.float16 if dtype.itemsize == 2 else np.float32
         self.left = np.zeros((0, columns), np.uint8)
         self.counts = {height: [0] * 5 for height in TILE_HEIGHTS}
-        self.two_of_four: dict[int, bool] = {}
+        self.listed: dict[int, list[tuple[float, float]]] = {}
 
     def add(self, mask: np.ndarray) -> None:
         """Count the tiles that are complete; the other rows wait for the next chunk."""
@@ -331,32 +334,59 @@ class _TileTally:
         for height in TILE_HEIGHTS:
             held = held if height == TILE_HEIGHTS[0] else _fold(held, 2, 0)
             full = held > height // 2
-            runs = _fold((held > 0).view(np.uint8), TILE_RUN, 1) > 0
             found = (
                 len(held),
                 np.count_nonzero(held),
-                TILE_RUN * np.count_nonzero(runs),
+                _in_runs(held > 0),
                 np.count_nonzero(full),
-                held[full].sum(dtype=np.int64),
+                _in_runs(full),
             )
             self.counts[height] = [
-                a + int(b) for a, b in zip(self.counts[height], found, strict=True)
+                int(a + b) for a, b in zip(self.counts[height], found, strict=True)
             ]
-            self.two_of_four.setdefault(height, holds_two_of_four(rows[:height, :_SAMPLED]))
+            if height not in self.listed:
+                self.listed[height] = self._sample(_sampled(rows[:height]))
+
+    def _sample(self, tile: np.ndarray) -> list[tuple[float, float]]:
+        """Tell how often columns are listed, alone and beside a dense part."""
+        tile = tile.astype(self.dtype)
+        in_runs = tile[:, : tile.shape[1] // TILE_RUN * TILE_RUN]
+        has_full = bool((np.count_nonzero(tile, axis=0) > len(tile) // 2).any())
+        found = [
+            (listed_a_column(tile, 1, beside), listed_a_column(in_runs, TILE_RUN, beside))
+            for beside in (False, True)[: 1 + has_full]
+        ]
+        return [found[0], found[-1]]
 
     def fits(self) -> tuple[TileFit, ...]:
         """Count the rows that are left, too, and return what was found."""
         self._count(self.left)
+        nothing = [(1.0, 1.0)] * 2
         return tuple(
-            TileFit(height, *self.counts[height], self.two_of_four.get(height, True))
+            TileFit(height, *self.counts[height], *self.listed.get(height, nothing))
             for height in TILE_HEIGHTS
         )
+
+
+def _sampled(tile: np.ndarray) -> np.ndarray:
+    """Choose pieces of neighbouring columns, evenly among those that have a nonzero."""
+    starts = np.arange(0, tile.shape[1], _SAMPLED_TOGETHER)
+    filled = starts[np.add.reduceat(tile.any(axis=0), starts, dtype=np.int64) > 0]
+    count = min(len(filled), _SAMPLED // _SAMPLED_TOGETHER)
+    chosen = filled[np.linspace(0, len(filled) - 1, count, dtype=np.int64)]
+    columns = (chosen[:, None] + np.arange(_SAMPLED_TOGETHER)).reshape(-1)
+    return tile[:, columns[columns < tile.shape[1]]]
+
+
+def _in_runs(chosen: np.ndarray) -> int:
+    """Count the columns of the runs in which one is chosen."""
+    return TILE_RUN * np.count_nonzero(_fold(chosen.view(np.uint8), TILE_RUN, 1))
 
 
 class _Tally:
     """Counts gathered over chunks of rows; the rows of a chunk start at a multiple of 32."""
 
-    def __init__(self, shape: tuple[int, int], taps: int) -> None:
+    def __init__(self, shape: tuple[int, int], taps: int, dtype: np.dtype) -> None:
         self.shape = shape
         self.taps = taps
         self.rows: list[np.ndarray] = []
@@ -364,7 +394,7 @@ class _Tally:
         self.occupied = dict.fromkeys(BLOCK_SHAPES, 0)
         self.covered = dict.fromkeys(BLOCK_SHAPES, 0)
         self.empty_kernels = 0
-        self.tiles = _TileTally(shape[1])
+        self.tiles = _TileTally(shape[1], dtype)
         alongs = ("columns",) if taps == 1 else ("columns", "channels")
         self.violations = {(n, m, along): 0 for along in alongs for n, m in NM_PATTERNS}
 

@@ -247,6 +247,14 @@ def test_columns_that_a_tile_chose_are_two_of_four_as_they_stand():
     assert packed.arrays["sparse_columns"].size == 128
 
 
+@pytest.mark.parametrize("density", [0.02, 0.1])
+def test_columns_are_listed_hardly_more_often_than_they_have_to_be(density):
+    w = random_matrix(16, 2048, density, 0).astype("float16")
+    needed = np.count_nonzero(w.any(axis=0))
+    packed = FORMATS["two_four"].pack(w, {"mt": 16, "kb": 32, "run": 1})
+    assert packed.arrays["sparse_columns"].size < 1.1 * needed + 32
+
+
 def test_tile_wise_rows_are_regrouped_when_whole_rows_are_empty():
     w = np.zeros((128, 96), "float16")
     w[::2, :48] = 1

@@ -245,6 +245,17 @@ def test_nothing_depends_on_layout_or_type() -> None:
     assert profile_weight(w.astype(np.float16)).dtype == "float16"
 
 
+def test_tiles_tell_how_often_tensor_cores_list_a_column() -> None:
+    two_of_four = np.tile(np.eye(4, dtype=np.float16)[:, [0, 0, 1, 2]] != 0, (32, 64))
+    fit = profile_weight(two_of_four.astype(np.float16)).tile(128)
+    assert (fit.columns, fit.listed) == (256, (1.0, 1.0))
+    single, in_runs = profile_weight(two_of_four.astype(np.float32)).tile(128).listed
+    assert single < 1.02 and in_runs == 2.0
+    full = profile_weight(np.ones((128, 256), np.float16)).tile(64)
+    assert (full.full_columns, full.full_run_columns) == (512, 512)
+    assert (full.listed, full.rest_listed) == ((2.0, 2.0), (1.0, 1.0))
+
+
 def test_the_weight_is_left_as_it_was() -> None:
     w = unstructured(40, 60, 0.2, 0)
     w.flags.writeable = False

@@ -32,6 +32,8 @@ RUNS = (1, 8)
 LANES = 32
 # Groups that wait for their next column at a time.
 _OPEN = 16
+# Columns listed for each that is needed, up to which they are left as they stand.
+_MOST_LISTED = 1.1
 
 
 def step_columns(part: str, dtype: str) -> int:
@@ -224,35 +226,34 @@ def two_of_four(columns: np.ndarray, tile: np.ndarray, run: int) -> tuple[np.nda
     if run > 1:
         return _rounds(columns, tile, grouping)
     mask = tile != 0
-    as_they_stand = _in_order(columns, mask, grouping)
-    if as_they_stand is not None:
-        kept, held = as_they_stand
-        return columns[kept], np.where(held, tile[:, kept], tile.dtype.type(0))
-    listed, masks = _fill_groups(mask, grouping)
-    held_there = np.where(masks, tile[:, listed], tile.dtype.type(0))
-    return columns[listed], held_there
+    listed, held = _in_order(columns, mask, grouping) or _fill_groups(mask, grouping)
+    return columns[listed], np.where(held, tile[:, listed], tile.dtype.type(0))
 
 
-def holds_two_of_four(mask: np.ndarray) -> bool:
-    """Tell whether the columns that a tile needs are two of four as they follow each other.
+def listed_a_column(tile: np.ndarray, run: int, beside_dense: bool) -> float:
+    """Count how often two of four lists each column that it holds of a tile [rows, columns].
 
     Parameters
     ----------
-    mask : numpy.ndarray
-        Which elements of the tile [rows, columns] are not zero.
+    run : int
+        Columns that stay together.
+    beside_dense : bool
+        Whether the fullest columns are in a dense part.
     """
-    columns = np.flatnonzero(mask.any(axis=0))
-    grouping = Grouping(4, 2)
-    return len(columns) == 0 or _in_order(columns, mask[:, columns], grouping) is not None
+    entries = TensorTiles("", beside_dense, True)._split(tile, run)[-1].entries
+    return len(entries) / len(np.unique(entries)) if len(entries) else 1.0
 
 
 def _in_order(
     columns: np.ndarray, mask: np.ndarray, grouping: Grouping
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the columns as they stand if their groups are fit, by number or by place."""
+    """Return the columns as they stand if their groups are fit, by place or by number."""
     size = grouping.size
     for groups in (np.arange(len(columns)) // size, columns // size):
         starts = np.flatnonzero(np.diff(groups, prepend=-1))
+        # Where most groups lack columns, others fill them up better.
+        if size * len(starts) > _MOST_LISTED * len(columns) + size:
+            continue
         counts = np.add.reduceat(mask, starts, axis=1, dtype=np.int64)
         if counts.max(initial=0) > grouping.most:
             continue
@@ -405,7 +406,5 @@ def _unpack_part(
     places = places[..., : grouping.most] // (2 // grouping.most)
     restored = np.zeros((chunks, mt, kb // grouping.size, grouping.size), dtype)
     shape = (chunks, mt, kb // grouping.size, grouping.most)
-    np.put_along_axis(
-        restored, places.reshape(shape).astype(np.int64), kept.reshape(shape), axis=3
-    )
+    np.put_along_axis(restored, places.reshape(shape).astype(np.int64), kept.reshape(shape), axis=3)
     return restored.reshape(chunks, mt, kb)
