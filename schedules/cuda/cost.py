@@ -178,7 +178,7 @@ def stock_microseconds(workload: Workload, machine: CudaMachine) -> float:
     macs = geometry.macs(SYMBOLIC_TOKENS if workload.op == "matmul" else SYMBOLIC_BATCH)
     per_cycle = machine.cores * _STOCK_REACHED
     if workload.op == "matmul" and workload.dtype == "float16":
-        per_cycle = machine.tensor_macs * _STOCK_REACHED_ON_TENSOR_CORES
+        per_cycle = machine.tensor_macs * machine.warp_share * _STOCK_REACHED_ON_TENSOR_CORES
     rate = machine.multiprocessors * per_cycle * machine.gigahertz * 1e3
     rows, columns = geometry.weight_shape
     width = 2.0 if workload.dtype in HALF_TYPES else 4.0

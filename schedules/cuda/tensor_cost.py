@@ -7,7 +7,6 @@ of rows from L2, as often as there are tiles.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from ...profile import SparsityProfile, TileFit
 from ...targets import CudaMachine
@@ -17,26 +16,13 @@ from .pixel_rows import reads_pixels_in_order
 from .tensor_tiles import STEPS, TensorShape
 from .threads import WARP
 
-# Registers beside sums and fragments, as nvcc 13 keeps them.
-_OTHER_REGISTERS = 64
+# Registers beside sums and fragments, as nvcc 13 keeps them: any thread's, those of a piece that it
+# copies, and of an element that comes by way of a register.
+_OTHER_REGISTERS, _COPY_REGISTERS, _ELEMENT_REGISTERS = 40, 2, 3
 # Warp instructions of a warp's step beside its loads and multiplications.
 _STEP_OVERHEAD = 8
 # Of an element that comes by way of registers, and of a result.
 _ELEMENT_INSTRUCTIONS, _RESULT_INSTRUCTIONS = 14, 8
-# Columns that `formats.tensor_tiles` lists to make a random pattern two of four, over those that
-# have a nonzero, by density in them and rows of a tile, single and in runs of eight (measured; 1 %
-# more or less from seed to seed).
-_DENSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
-_LISTED: dict[tuple[int, int], Sequence[float]] = {
-    (1, 16): (1.04, 1.02, 1.03, 1.0, 1.29, 2.0),
-    (1, 32): (1.02, 1.03, 1.0, 1.04, 1.42, 2.0),
-    (1, 64): (1.0, 1.04, 1.04, 1.21, 1.46, 2.0),
-    (1, 128): (1.0, 1.0, 1.04, 1.33, 1.54, 2.0),
-    (8, 16): (1.04, 1.08, 1.54, 1.92, 2.0, 2.0),
-    (8, 32): (1.04, 1.25, 1.83, 2.0, 2.0, 2.0),
-    (8, 64): (1.04, 1.38, 1.96, 2.0, 2.0, 2.0),
-    (8, 128): (1.13, 1.58, 2.0, 2.0, 2.0, 2.0),
-}
 
 
 def needed_columns(
@@ -44,40 +30,19 @@ def needed_columns(
 ) -> tuple[dict[str, float], TileFit]:
     """Estimate the columns of each part that all tiles of rows list together."""
     fit = profile.tile(shape.mt)
-    columns = float(fit.columns if shape.run == 1 else fit.run_columns)
-    nonzeros = profile.nnz
-    needed: dict[str, float] = {}
+    in_runs = shape.run != 1
+    columns = fit.run_columns if in_runs else fit.columns
+    full = fit.full_run_columns if in_runs else fit.full_columns
+    needed: dict[str, float]
     if shape.parts == ("dense",):
-        needed["dense"] = columns
+        needed = {"dense": columns}
+    elif shape.parts == ("sparse",):
+        needed = {"sparse": columns * fit.listed[in_runs]}
     else:
-        if "dense" in shape.parts:
-            needed["dense"] = float(fit.full_columns)
-            columns -= fit.full_columns
-            nonzeros -= fit.full_nnz
-        density = nonzeros / max(1.0, columns * shape.mt)
-        needed["sparse"] = columns * _listed(profile, fit, shape, density)
+        needed = {"dense": full, "sparse": (columns - full) * fit.rest_listed[in_runs]}
     # The last chunk of each tile is filled up.
-    return {
-        part: count + fit.tiles * shape.kb / 2 * bool(count) for part, count in needed.items()
-    }, fit
-
-
-def _listed(profile: SparsityProfile, fit: TileFit, shape: TensorShape, density: float) -> float:
-    """Estimate how often a column is listed for two of four."""
-    if any(
-        nm.holds and (nm.n, nm.m) in ((1, 4), (2, 4)) and nm.along == "columns" for nm in profile.nm
-    ):
-        return 1.0
-    if shape.run == 1 and shape.parts == ("sparse",) and fit.two_of_four:
-        return 1.0
-    ratios = _LISTED[shape.run, shape.mt]
-    place = min(max(density, _DENSITIES[0]), _DENSITIES[-1])
-    upper = next(i for i, known in enumerate(_DENSITIES) if known >= place)
-    if upper == 0:
-        return ratios[0]
-    low, high = _DENSITIES[upper - 1], _DENSITIES[upper]
-    share = (place - low) / (high - low)
-    return ratios[upper - 1] + share * (ratios[upper] - ratios[upper - 1])
+    filling = fit.tiles * shape.kb / 2
+    return {part: count + min(count, filling) for part, count in needed.items()}, fit
 
 
 def tensor_registers(shape: TensorShape, width: int) -> int:
@@ -85,8 +50,8 @@ def tensor_registers(shape: TensorShape, width: int) -> int:
     halves = STEPS[shape.parts[-1]] // 16
     fragments = shape.mf * 4 + shape.nf * 2 * halves
     pieces = shape.kb * shape.nt // (width * shape.warps * WARP)
-    entries = pieces * (2 if width == 1 else 1) if shape.run == 1 else 1
-    return _OTHER_REGISTERS + 4 * shape.mf * shape.nf + fragments + entries
+    coming = pieces * (_ELEMENT_REGISTERS if width == 1 else _COPY_REGISTERS)
+    return _OTHER_REGISTERS + 4 * shape.mf * shape.nf + fragments + coming
 
 
 def tensor_at_once(machine: CudaMachine, shape: TensorShape, width: int) -> int:
