@@ -46,7 +46,8 @@ class PixelRows(GatheredColumns):
 
     def __init__(self, geometry: Conv2dGeometry, epilogue: Epilogue, shape: TensorShape) -> None:
         self.in_order = reads_pixels_in_order(geometry)
-        super().__init__(shape, copied_at_once(geometry.pixels) if self.in_order else 1)
+        extent = geometry.pixels if self.in_order else None
+        super().__init__(shape, copied_at_once(extent, shape.element_bytes))
         self.entry_words = 1 if self.in_order else 2
         self.geometry = g = geometry
         self.batch = tirx.Var("n", "int64") if g.batch is None else g.batch

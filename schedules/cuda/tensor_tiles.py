@@ -18,14 +18,18 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
-from .ptx import commit_copies, copy_async, multiply, multiply_two_of_four, wait_for_copies
+from ...dtypes import numpy_dtype
+from ...formats.tensor_tiles import STEP_BYTES, step_columns
+from .multiplier import Multiplier
+from .ptx import commit_copies, copy_async, wait_for_copies
 from .threads import Threads, barrier, kept, launch, local, part_of, shared_bytes, whole
 
-# uint32 words of a 16x16 fragment, and of what two of four chose for 16 rows and 32 columns.
+# uint32 words of a step's 16 rows, and of what two of four chose for them.
 _FRAGMENT_WORDS, _CHOSEN_WORDS = 128, 16
-# Columns of the activations that a fragment has, and columns of the weight of a step.
+# Columns of the activations, and rows, that a fragment has.
 FRAGMENT_COLUMNS, FRAGMENT_ROWS = 8, 16
-STEPS = {"dense": 16, "sparse": 32}
+# Bytes of a row of the weight in a register pair of activations; a step of two of four has two.
+UNIT_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class TensorShape:
     stages : int
         Chunks in shared memory at a time.
     dtype : str
-        "float16" or "bfloat16".
+        "float16", "bfloat16" or "float32".
     rows_inner : bool
         Whether neighbours in y are rows of the weight, not columns of the activations.
     at_once : int
@@ -113,13 +117,37 @@ class TensorShape:
         line, along = (column, row) if self.rows_inner else (row, column)
         return line * self.slab_pitch + along
 
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element."""
+        return numpy_dtype(self.dtype).itemsize
+
+    @property
+    def piece(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // self.element_bytes
+
+    def steps(self, part: str) -> int:
+        """Count the steps of a chunk."""
+        return self.kb // step_columns(part, self.dtype)
+
     def words(self, part: str) -> int:
         """Count the uint32 words of a chunk of a part's values."""
-        return self.mt // 16 * self.kb // STEPS[part] * _FRAGMENT_WORDS
+        return self.mt // 16 * self.steps(part) * _FRAGMENT_WORDS
 
     def chosen_words(self, part: str) -> int:
         """Count the words that say what a chunk of two of four keeps."""
-        return self.mt // 16 * self.kb // 32 * _CHOSEN_WORDS if part == "sparse" else 0
+        return self.mt // 16 * self.steps(part) * _CHOSEN_WORDS if part == "sparse" else 0
+
+    @property
+    def gathered_pitch(self) -> int:
+        """Elements from one gathered row to the next: float32 is read by rows of banks."""
+        return self.nt + (8 - self.nt) % 32 if self.element_bytes == 4 else self.nt
+
+    @property
+    def slot_elements(self) -> int:
+        """Activations of a chunk in shared memory."""
+        return self.kb * (self.nt if self.run > 1 else self.gathered_pitch)
 
     @property
     def slot_words(self) -> int:
@@ -144,7 +172,7 @@ class TensorShape:
     @property
     def memory_bytes(self) -> int:
         """Shared memory of a block."""
-        activations = 2 * self.stages * self.kb * self.nt
+        activations = self.element_bytes * self.stages * self.slot_elements
         return max(self.weight_bytes + activations, 4 * self.slab_elements)
 
 
@@ -205,8 +233,11 @@ class TensorIO(Protocol):
         """Finish what `fetch` left to be done after the multiplications of a turn."""
         ...
 
-    def load(self, registers: Any, slot: Any, step: Any, steps: int) -> None:
-        """Load a warp's fragments of `steps` steps of 16 rows, from that step of a slot on."""
+    def load(self, registers: Any, slot: Any, unit: Any, units: int) -> None:
+        """Load a warp's fragments of `units` pieces of two, from that one of a slot on.
+
+        A unit is `UNIT_BYTES` of the weight's columns: two registers of each fragment.
+        """
         ...
 
     def store(self, slab: Any, row_of: Callable[[Any], Any]) -> None:
@@ -271,7 +302,7 @@ class _Tile:
         values, chosen = shape.stages * shape.slot_words, shape.stages * shape.slot_chosen
         self.values = part_of(memory, 0, values, "uint32")
         self.chosen = part_of(memory, 4 * values, chosen, "uint32") if chosen else None
-        elements = shape.stages * shape.kb * shape.nt
+        elements = shape.stages * shape.slot_elements
         ring = part_of(memory, shape.weight_bytes, elements, shape.dtype)
         self.slab = part_of(memory, 0, shape.slab_elements, "float32")
         self.sums = local(shape.mf * shape.nf * 4)
@@ -336,25 +367,19 @@ class _Tile:
     def _multiply(self, part: str, slot: Any) -> None:
         """Multiply a warp's rows by its columns, step by step."""
         shape = self.shape
-        steps = shape.kb // STEPS[part] // shape.warps_k
+        steps = shape.steps(part) // shape.warps_k
+        units = STEP_BYTES[part] // UNIT_BYTES
         a = local(shape.mf * 4, "uint32")
-        halves = STEPS[part] // 16
-        b = whole(local(shape.nf * 2 * halves, "uint32"))
+        b = whole(local(shape.nf * 2 * units, "uint32"))
         chosen = local(shape.mf, "uint32") if part == "sparse" else None
+        multiplier = Multiplier(shape.dtype, part, a, b, chosen)
         for number in range(steps):
             step = self.place.k * steps + number
-            self.io.load(b, slot, step * halves, halves)
+            self.io.load(b, slot, step * units, units)
             for i in range(shape.mf):
                 fragment = step * (shape.mt // 16) + i * shape.warps_m + self.place.m
                 self._load_weight(a, chosen, i, fragment, slot)
-            for i in range(shape.mf):
-                for j in range(shape.nf):
-                    into = self.sums[(i * shape.nf + j) * 4]
-                    if part == "dense":
-                        multiply(into, a[i * 4], b[j * 2], shape.dtype)
-                    else:
-                        assert chosen is not None
-                        multiply_two_of_four(into, a[i * 4], b[j * 4], chosen[i], 0, shape.dtype)
+            multiplier.multiply(self.sums, shape.mf, shape.nf)
 
     def _load_weight(self, a: Any, chosen: Any, i: int, fragment: Any, slot: Any) -> None:
         lane, shape = self.threads.lane, self.shape

@@ -405,7 +405,5 @@ def _unpack_part(
     places = places[..., : grouping.most] // (2 // grouping.most)
     restored = np.zeros((chunks, mt, kb // grouping.size, grouping.size), dtype)
     shape = (chunks, mt, kb // grouping.size, grouping.most)
-    np.put_along_axis(
-        restored, places.reshape(shape).astype(np.int64), kept.reshape(shape), axis=3
-    )
+    np.put_along_axis(restored, places.reshape(shape).astype(np.int64), kept.reshape(shape), axis=3)
     return restored.reshape(chunks, mt, kb)
