@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.errors import ModelError
 from tvm_sparse.profile import BLOCK_SHAPES, NM_PATTERNS, SparsityProfile, profile_weight
 
@@ -294,3 +295,12 @@ def test_forty_megabytes_take_well_under_a_second_per_core() -> None:
     start = time.process_time()
     profile_weight(w)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_has_the_same_zeros(dtype):
+    w = unstructured(40, 60, 0.2, 0).astype(numpy_dtype(dtype))
+    w[0, :5] = [-0.0, np.nan, np.inf, -np.inf, 0.0]
+    expected = profile_weight(w.astype(np.float32)).to_dict() | {"dtype": dtype}
+    assert profile_weight(w).to_dict() == expected
+    assert profile_weight(w[:1, :5]).nnz == 3
