@@ -140,7 +140,7 @@ def microseconds(events: Events, machine: CudaMachine) -> float:
         busy = min(1.0, together * events["warps"] / _ENOUGH_TENSOR_WARPS)
     computing = cycles / machine.multiprocessors * uneven / busy / (machine.gigahertz * 1e3)
     moving = max(_moving(events, machine).values())
-    return LAUNCH_US * events.get("launches", 1.0) + max(computing, moving) / REACHED
+    return LAUNCH_US * events.get("launches", 1.0) + max(computing / REACHED, moving)
 
 
 def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
@@ -154,17 +154,17 @@ def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
 
 
 def _moving(events: Events, machine: CudaMachine) -> dict[str, float]:
-    """Return the microseconds that bytes take."""
+    """Return the microseconds that bytes take; L2's rate is one that was reached."""
     return {
         "L2": events.get("l2_bytes", 0.0) / (machine.l2_gbytes * 1e3),
-        "memory": events["bytes"] / (machine.memory_gbytes * 1e3),
+        "memory": events["bytes"] / (machine.memory_gbytes * 1e3 * REACHED),
     }
 
 
 def binds(events: Events, machine: CudaMachine) -> str:
     """Name what takes a kernel the longest."""
     busy = {
-        kind: cycles / machine.multiprocessors / (machine.gigahertz * 1e3)
+        kind: cycles / machine.multiprocessors / (machine.gigahertz * 1e3 * REACHED)
         for kind, cycles in _busy_cycles(events, machine).items()
     }
     times = {**busy, **_moving(events, machine)}

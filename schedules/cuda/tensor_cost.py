@@ -47,6 +47,8 @@ _LISTED: dict[tuple[int, int, int], Sequence[float]] = {
     (4, 8, 64): (1.5, 1.92, 2.0, 2.0, 2.0, 2.0),
     (4, 8, 128): (1.75, 2.0, 2.0, 2.0, 2.0, 2.0),
 }
+# Taller tiles list as many as these.
+_MOST_MEASURED = 128
 # Multiply-adds of 16-bit elements that take tensor cores as long as one instruction of any type,
 # instructions of a product of fragments, and of splitting a register of float32.
 _MACS = 2048
@@ -86,7 +88,7 @@ def _listed(profile: SparsityProfile, fit: TileFit, shape: TensorShape, density:
         return 1.0
     if halves and shape.run == 1 and shape.parts == ("sparse",) and fit.two_of_four:
         return 1.0
-    ratios = _LISTED[shape.element_bytes, shape.run, shape.mt]
+    ratios = _LISTED[shape.element_bytes, shape.run, min(shape.mt, _MOST_MEASURED)]
     place = min(max(density, _DENSITIES[0]), _DENSITIES[-1])
     upper = next(i for i, known in enumerate(_DENSITIES) if known >= place)
     if upper == 0:

@@ -32,6 +32,8 @@ from .token_rows import RUN, TokenRows
 # shared memory at a time, and the bytes of a row of one. The usual best come first.
 _TILES: tuple[tuple[int, int, int, int, int, int, int], ...] = (
     (128, 128, 2, 2, 1, 4, 64),
+    (256, 128, 4, 2, 1, 4, 64),
+    (128, 256, 2, 4, 1, 4, 64),
     (128, 128, 2, 2, 1, 3, 128),
     (128, 64, 2, 2, 1, 4, 64),
     (64, 128, 1, 4, 1, 4, 64),
