@@ -117,6 +117,12 @@ def input_elements(workload: Workload) -> int:
     return image * (geometry.batch or SYMBOLIC_BATCH)
 
 
+def output_elements(workload: Workload) -> int:
+    """Count the elements of the result."""
+    assert workload.geometry is not None
+    return columns_of(workload) * workload.geometry.weight_shape[0]
+
+
 def _grid_columns(workload: Workload, shape: TileShape, io: TileIO) -> int:
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry):

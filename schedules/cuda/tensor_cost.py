@@ -144,8 +144,8 @@ def tensor_events(
         ``l2_bytes`` and ``launches`` in the place of ``fma``.
     """
     needed, fit = needed_columns(profile, shape)
-    grids = _tiles_of_columns(workload, shape.nt)
     size, columns = shape.element_bytes, columns_of(workload)
+    grids = math.ceil(columns / shape.nt)
     # How often a tile's rows are multiplied by 8 columns, and by all of a tile.
     steps = {part: count * size / STEP_BYTES[part] for part, count in needed.items()}
     fragments = sum(steps.values()) * shape.mt / 16
@@ -211,14 +211,6 @@ def _turned_bytes(workload: Workload, shape: TensorShape) -> float:
         isinstance(geometry, MatmulGeometry) and geometry.layout == "rows" and shape.run == 1
     )
     return shape.element_bytes * input_elements(workload) if is_turned else 0.0
-
-
-def _tiles_of_columns(workload: Workload, nt: int) -> int:
-    geometry = workload.geometry
-    if isinstance(geometry, Conv2dGeometry):
-        images = columns_of(workload) // geometry.pixels
-        return images * math.ceil(geometry.pixels / nt)
-    return math.ceil(columns_of(workload) / nt)
 
 
 def elements_at_once(workload: Workload, shape: TensorShape) -> int:

@@ -56,6 +56,7 @@ _KEYS = ("mt", "nt", "warps_m", "warps_n", "warps_k", "stages", "kb")
 _MOST_WIDTHS = 2
 _MOST_WARPS, _MOST_STAGES, _MOST_FRAGMENTS = 16, 8, 32
 _RUNS = (RUN, 1)
+_MOST_ELEMENTS = 2**31 - 1
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -95,6 +96,9 @@ def _supports(workload: Workload, machine: CudaMachine) -> Match:
         return Match(False, "activations in panels are for processors")
     if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
         return Match(False, f"a convolution of {geometry.groups} groups has no sparse kernel")
+    elements = max(cost.input_elements(workload), cost.output_elements(workload))
+    if elements > _MOST_ELEMENTS:
+        return Match(False, f"activations of {elements} elements; kernels count in 32 bits")
     return Match(True)
 
 
@@ -108,7 +112,7 @@ def _fetches_runs(workload: Workload) -> bool:
 def _space(workload: Workload, machine: CudaMachine, parts: tuple[str, ...]) -> list[Config]:
     geometry = workload.geometry
     assert geometry is not None
-    wide = geometry.pixels if isinstance(geometry, Conv2dGeometry) else cost.columns_of(workload)
+    wide = cost.columns_of(workload)
     found = []
     for tile in _TILES:
         sizes = dict(zip(_KEYS, tile, strict=True))
