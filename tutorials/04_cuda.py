@@ -40,15 +40,15 @@ print(plan)
 few = ts.prune(zoo.bert_encoder(layers=1, seq=128), sparsity=0.9, scope="layer")
 print(ts.plan(few, target="cuda-sm80").decisions[0].reason)
 
-# These zeros lie anywhere, and still sparse tensor cores take them: a tile of rows lists the columns
-# that it needs in an order in which no row has more nonzeros in a group than they can multiply. Of
-# float16 that is two of four, of float32 one of two. How many columns a tile lists, of 768:
+# These zeros lie anywhere, and still sparse tensor cores take them: a tile of rows lists the
+# columns that it needs in an order in which no row has more nonzeros in a group than they can
+# multiply. Of float16 that is two of four, of float32 one of two. What a tile lists, of 768:
 
 decision = plan.decisions[0]
 weight = next(value for value in ts.load(model).params.values() if value.shape == (768, 768))
 packed = FORMATS[decision.format].pack(weight.T, decision.config)
 chunks = np.diff(packed.arrays["sparse_begins"])
-print(f"columns listed by each tile of {decision.config['mt']} rows:", chunks * decision.config["kb"])
+print("columns listed by the tiles:", chunks * decision.config["kb"])
 
 # The kernel
 # ----------
