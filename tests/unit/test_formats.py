@@ -31,6 +31,12 @@ CONFIGS = {
         {"mr": 4, "kb": 32, "parts": 2, "multiple": 8, "share": 2},
         {"mr": 6, "kb": 24, "share": 2, "zeros_behind": "matrix"},
     ],
+    "gathered_panels": [
+        {"mr": 1, "kb": 16},
+        {"mr": 8, "kb": 48},
+        {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
+        {"mr": 16, "kb": 4096},
+    ],
     "row_tiles": [
         {"mt": 1, "kb": 16, "step": 1},
         {"mt": 8, "kb": 9, "step": 4},

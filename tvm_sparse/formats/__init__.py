@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .base import Match, PackedWeight, SparseFormat
 from .dense_panels import DensePanels
+from .gathered_panels import GatheredPanels
 from .plain import Plain
 from .register_tiled import RegisterTiled
 from .row_tiles import RowTiles
@@ -18,6 +19,7 @@ FORMATS: dict[str, SparseFormat] = {
     "plain": Plain(),
     "register_tiled": RegisterTiled(),
     "sliced_ell": SlicedEll(),
+    "gathered_panels": GatheredPanels(),
     "row_tiles": RowTiles(),
     "tile_wise": TensorTiles("tile_wise", dense=True, sparse=False),
     "two_four": TensorTiles("two_four", dense=False, sparse=True),
