@@ -31,6 +31,8 @@ REACHED = 0.8
 # products in float16, else the cores for float32.
 _STOCK_REACHED = 0.5
 _STOCK_REACHED_ON_TENSOR_CORES = 0.4
+# From a request to memory to its answer, when many are under way.
+_MEMORY_LATENCY_US = 0.6
 # Warps that a multiprocessor needs to keep its pipes full.
 _ENOUGH_WARPS = 16
 _ENOUGH_TENSOR_WARPS = 8
@@ -155,9 +157,11 @@ def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
 
 def _moving(events: Events, machine: CudaMachine) -> dict[str, float]:
     """Return the microseconds that bytes take."""
+    # Memory's rate needs so many bytes under way at a time (Little's law).
+    rate = min(machine.memory_gbytes * 1e3, events.get("in_flight", math.inf) / _MEMORY_LATENCY_US)
     return {
         "L2": events.get("l2_bytes", 0.0) / (machine.l2_gbytes * 1e3),
-        "memory": events["bytes"] / (machine.memory_gbytes * 1e3),
+        "memory": events["bytes"] / rate,
     }
 
 
