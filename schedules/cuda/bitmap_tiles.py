@@ -22,12 +22,13 @@ from ...formats.bitmap_tiles import (
     header_bytes,
     map_bytes,
 )
-from .ptx import copy_async
+from .ptx import copy_async, expand_pairs
 from .tensor_tiles import TensorShape, WarpPlace
 from .threads import Threads, kept, local, part_of
 from .token_rows import PIECE
 
 _PIECE_WORDS = PIECE_BYTES // 4
+_REGISTERS = LANE_ELEMENTS // 2
 
 
 @dataclass(frozen=True)
@@ -122,23 +123,9 @@ class BitmapWeight:
         begins, values = map_bytes(shape.mt, shape.kb) // 2, header_bytes(shape.mt, shape.kb) // 2
         first = T.Cast("int32", self.halves[chunk + begins + number])
         before = T.Cast("int32", T.popcount(T.bitwise_and(bitmap[0], self.below[0])))
-        at, bits = local(1, "int32"), local(1, "uint32")
-        B.buffer_store(at, chunk + values + first + before, [0])
-        shifted = T.shift_right(bitmap[0], T.Cast("uint64", self.shift))
-        B.buffer_store(bits, T.Cast("uint32", shifted), [0])
-        for element in range(LANE_ELEMENTS):
-            self._element(a, i * (LANE_ELEMENTS // 2) + element // 2, element, at, bits[0])
-
-    def _element(self, a: Any, register: int, element: int, at: Any, bits: Any) -> None:
-        """Put an element into its half of a register, and step over its value if it has one."""
-        is_there = T.bitwise_and(bits, T.uint32(1 << element)) != T.uint32(0)
-        value = T.Cast("uint32", self.halves[at[0]])
-        value = T.if_then_else(is_there, value, T.uint32(0))
-        if element % 2:
-            value = T.bitwise_or(a[register], T.shift_left(value, T.uint32(16)))
-        B.buffer_store(a, value, [register])
-        if element + 1 < LANE_ELEMENTS:
-            B.buffer_store(at, at[0] + T.Select(is_there, T.int32(1), T.int32(0)), [0])
+        bits = T.Cast("uint32", T.shift_right(bitmap[0], T.Cast("uint64", self.shift)))
+        source = self.halves[chunk + values + first + before]
+        expand_pairs(a[i * _REGISTERS], source, bits, _REGISTERS)
 
     def row(self, place: Any) -> Any:
         """Return the place: no row was moved."""
