@@ -52,10 +52,10 @@ print("columns listed by the tiles:", chunks * decision.config["kb"])
 
 # The kernel
 # ----------
-# A block of threads takes a tile of rows of the weight for a tile of tokens. Chunks of the list come
-# by asynchronous copies, activations gathered by it, while the chunk before is multiplied. These
-# are the tensor cores' instructions, as nvcc sees them; float32 is multiplied in three products of
-# numbers split in two.
+# A block of threads takes a tile of rows of the weight for a tile of tokens. Chunks of the list
+# come by asynchronous copies, activations gathered by it, while the chunk before is multiplied.
+# These are the tensor cores' instructions, as nvcc sees them; float32 is multiplied in three
+# products of numbers split in two.
 
 module = ts.compile(model, target="cuda-sm80", plan=plan)
 assert module.cuda_source is not None

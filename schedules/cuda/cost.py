@@ -31,6 +31,8 @@ REACHED = 0.8
 # products in float16, else the cores for float32.
 _STOCK_REACHED = 0.5
 _STOCK_REACHED_ON_TENSOR_CORES = 0.4
+# From a request to memory to its answer, when many are under way.
+_MEMORY_LATENCY_US = 0.6
 # Warps that a multiprocessor needs to keep its pipes full.
 _ENOUGH_WARPS = 16
 _ENOUGH_TENSOR_WARPS = 8
@@ -161,9 +163,12 @@ def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
 
 def _moving(events: Events, machine: CudaMachine) -> dict[str, float]:
     """Return the microseconds that bytes take; L2's rate is one that was reached."""
+    # Memory's rate needs so many bytes under way at a time (Little's law).
+    sustained = events.get("in_flight", math.inf) / _MEMORY_LATENCY_US
+    rate = min(machine.memory_gbytes * 1e3 * REACHED, sustained)
     return {
         "L2": events.get("l2_bytes", 0.0) / (machine.l2_gbytes * 1e3),
-        "memory": events["bytes"] / (machine.memory_gbytes * 1e3 * REACHED),
+        "memory": events["bytes"] / rate,
     }
 
 

@@ -102,6 +102,42 @@ def load_matrices(registers: Any, row: Any, count: int, transposed: bool) -> Non
     _emit(name, text, T.address_of(registers), T.address_of(row))
 
 
+def expand_pairs(registers: Any, values: Any, bits: Any, count: int) -> None:
+    """Read elements of 16 bits from shared memory where bits are set; the others are zero.
+
+    Register i gets two elements, those of bits 2i and 2i + 1. A set bit takes one value.
+
+    Parameters
+    ----------
+    registers : BufferLoad
+        The first of `count` uint32 registers.
+    values : BufferLoad
+        The first value.
+    bits : PrimExpr
+        uint32.
+    """
+    name = f"sparse_expand_pairs_{count}"
+    # Predicates that step over a value in one instruction; from branches nvcc makes two or three.
+    lines = [".reg .pred there; .reg .b32 bit, from, high;", f"mov.b32 from, %{count};"]
+    for bit in range(2 * count):
+        to, is_high = f"%{bit // 2}", bit % 2
+        lines += [] if is_high else [f"mov.b32 {to}, 0;"]
+        lines += [f"and.b32 bit, %{count + 1}, {1 << bit}; setp.ne.b32 there, bit, 0;"]
+        lines += [f"@there ld.shared.u16 {'high' if is_high else to}, [from];"]
+        lines += [f"@there prmt.b32 {to}, {to}, high, 0x5410;"] if is_high else []
+        lines += ["@there add.u32 from, from, 2;"] if bit + 1 < 2 * count else []
+    body = "".join(f'\n    "  {line}\\n"' for line in lines)
+    written = ", ".join(f'"=&r"(to[{i}])' for i in range(count))
+    text = _function(
+        name,
+        "uint* to, const void* values, uint bits",
+        _AT.format("values"),
+        f'asm volatile("{{\\n"{body}',
+        f'    "}}" : {written} : "r"(at), "r"(bits) : "memory");',
+    )
+    _emit(name, text, T.address_of(registers), T.address_of(values), bits)
+
+
 def multiply(sums: Any, a: Any, b: Any, dtype: str) -> None:
     """Add a 16x16 matrix times a 16x8 matrix to 16x8 float32 sums; of float32, 16x8 times 8x8.
 

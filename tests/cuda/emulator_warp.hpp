@@ -124,6 +124,22 @@ static void load_matrices(const char* name, int line, uint* to, Address row) {
   together<MatrixRows>(name, line, mine, load_matrix_rows<count, transposed>);
 }
 
+static void expand_pairs(int count, uint* to, Address values, uint bits) {
+  for (int i = 0; i < count; ++i) to[i] = 0;
+  for (int bit = 0; bit < 2 * count; ++bit) {
+    if (!(bits >> bit & 1)) {
+      // Lanes that read the next value must not seem to read it together with those of this bit.
+      if (counting) visit(values.site, current);
+      continue;
+    }
+    uint16_t value;
+    access_shared(values.at, sizeof value, values.site);
+    std::memcpy(&value, values.at, sizeof value);
+    to[bit / 2] |= static_cast<uint>(value) << 16 * (bit % 2);
+    values.at += sizeof value;
+  }
+}
+
 struct Factors {
   float* c;
   const uint *a, *b;
@@ -307,6 +323,8 @@ static void multiply_two_of_four(const char* name, int line, float* c, const uin
 #define sparse_load_matrices_1_transposed(...) EMULATOR_MATRICES(1, true) __VA_ARGS__)
 #define sparse_load_matrices_2_transposed(...) EMULATOR_MATRICES(2, true) __VA_ARGS__)
 #define sparse_load_matrices_4_transposed(...) EMULATOR_MATRICES(4, true) __VA_ARGS__)
+
+#define sparse_expand_pairs_4(...) emulator::expand_pairs(4, __VA_ARGS__)
 
 #define sparse_multiply_f16(...) emulator::multiply<half>("mma", __LINE__, __VA_ARGS__)
 #define sparse_multiply_bf16(...) emulator::multiply<nv_bfloat16>("mma", __LINE__, __VA_ARGS__)
