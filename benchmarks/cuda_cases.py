@@ -314,15 +314,19 @@ RESNET_1X1 = (
     (512, 1024, 28, 1, 2),
     (1024, 2048, 14, 1, 2),
 )
-DIRECT = {"alexnet": ALEXNET, "googlenet": GOOGLENET, "resnet50": RESNET_3X3}
+CONVOLUTIONS = {"alexnet": ALEXNET, "googlenet": GOOGLENET, "resnet50": RESNET_3X3}
+
+# Unstructured float32 on tensor cores, and on CUDA cores; convolutions on CUDA cores are direct.
+FLOAT32 = {"unstructured": "two_four", "cuda-cores": "row_tiles"}
+CONVOLVED = {"implicit": "two_four", "direct": "row_tiles"}
 
 _THREE = (0.8, 0.9, 0.95)
 
 TABLE: tuple[Case, ...] = (
     *_matmuls(BERT, "tile-wise", "tile-wise:128", 0.75, "tile_wise"),
     *_matmuls((*LARGE, *BERT), "2:4", "2:4", 0.5, "two_four"),
-    *_matmuls((*LARGE, *BERT), "v:n:m", "64:2:8", 0.75, "tile_wise_two_four"),
-    *_matmuls((*LARGE, *BERT), "v:n:m", "64:2:16", 0.875, "tile_wise_two_four"),
+    *_matmuls((*LARGE, *BERT), "v:n:m", "64:2:8", 0.75, "two_four"),
+    *_matmuls((*LARGE, *BERT), "v:n:m", "64:2:16", 0.875, "two_four"),
     *(
         case
         for size, zeros in itertools.product(("32x32", "16x16", "16x1"), _THREE)
@@ -332,8 +336,8 @@ TABLE: tuple[Case, ...] = (
     ),
     *(
         case
-        for zeros in _THREE
-        for case in _matmuls(BERT, "unstructured", "unstructured", zeros, "row_tiles", "float32")
+        for (group, kind), zeros in itertools.product(FLOAT32.items(), _THREE)
+        for case in _matmuls(BERT, group, "unstructured", zeros, kind, "float32")
     ),
     *(
         case
@@ -344,10 +348,10 @@ TABLE: tuple[Case, ...] = (
     ),
     *(
         case
-        for (network, layers), zeros in itertools.product(DIRECT.items(), _THREE)
-        for case in _convs(
-            layers, f"direct-{network}", "unstructured", zeros, "row_tiles", "float32"
+        for (network, layers), (group, kind), zeros in itertools.product(
+            CONVOLUTIONS.items(), CONVOLVED.items(), _THREE
         )
+        for case in _convs(layers, f"{group}-{network}", "unstructured", zeros, kind, "float32")
     ),
     *_convs(RESNET_1X1, "2:4-1x1", "2:4", 0.5, "two_four", "float16"),
 )  # fmt: skip

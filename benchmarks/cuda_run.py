@@ -419,7 +419,7 @@ class Reference:
 
 def bound_of(value: np.ndarray, size: np.ndarray, terms: np.ndarray, dtype: str) -> np.ndarray:
     """Bound the error of sums in float32 that are stored as `dtype`."""
-    return rounded_bound(value, typed_dot_bound(size, terms, dtype), dtype)
+    return rounded_bound(value, typed_dot_bound(size, terms, dtype, on_tensor_cores=True), dtype)
 
 
 def _spread_out(length: int, share: float, fewest: int) -> np.ndarray:

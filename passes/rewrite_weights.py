@@ -53,6 +53,8 @@ class KernelCall:
         one call.
     group : tuple of str
         The bindings of all layers of the call.
+    on_tensor_cores : bool
+        As the kernel's template says.
     """
 
     symbol: str
@@ -63,6 +65,7 @@ class KernelCall:
     features: int = 0
     first: int = 0
     group: tuple[str, ...] = ()
+    on_tensor_cores: bool = False
 
 
 def rewrite_weights(

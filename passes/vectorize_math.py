@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,15 @@ REPLACEMENTS: dict[str, Callable[[Any, int], Any]] = {
 
 # Functions that TVM has no intrinsic for stand as external calls until they are replaced.
 _EXTERNAL: dict[str, Callable[[Any, int], Any]] = {"tvm_sparse.gelu": vector_math.gelu}
+
+
+def _gelu_by_erf(x: Any, lanes: int) -> Any:
+    half, root = (tirx.const(value, str(x.ty)) for value in (0.5, math.sqrt(0.5)))
+    return half * x * (tirx.const(1.0, str(x.ty)) + tirx.erf(x * root))
+
+
+# The same without names for values.
+_NAMELESS: dict[str, Callable[[Any, int], Any]] = {"tvm_sparse.gelu": _gelu_by_erf}
 
 
 def _legalize_gelu(builder: Any, call: Any) -> Any:
@@ -60,22 +70,38 @@ def _power(x: Any, exponent: Any, lanes: int) -> Any | None:
 
 
 def replace_math_calls(function: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Replace the calls of one function; only float32 ones, whose errors are known."""
+    """Replace the calls of one function; only float32 ones, whose errors are known.
+
+    Polynomials name values, and TVM's legalisation of bfloat16 passes named values by: where a
+    function has any of that type, calls of intrinsics stay.
+    """
+    named = not _has_bfloat16(function)
 
     def replace(call: Any) -> Any:
         name, lanes = getattr(call.op, "name", None), _float32_lanes(call)
-        if not lanes:
+        if not lanes or (not named and name != "tirx.call_pure_extern"):
             return call
         if name == "tirx.pow":
             power = _power(call.args[0], call.args[1], lanes)
             return call if power is None else power
         if name == "tirx.call_pure_extern":
-            function = _EXTERNAL.get(getattr(call.args[0], "value", ""))
-            return call if function is None else function(call.args[1], lanes)
+            known = _EXTERNAL if named else _NAMELESS
+            formula = known.get(getattr(call.args[0], "value", ""))
+            return call if formula is None else formula(call.args[1], lanes)
         return REPLACEMENTS[name](call.args[0], lanes) if name in REPLACEMENTS else call
 
     body = tvm_ffi.structural_map(function.body, (tvm.ir.Call, replace))
     return function if body.same_as(function.body) else function.with_body(body)
+
+
+def _has_bfloat16(function: tirx.PrimFunc) -> bool:
+    types: set[str] = set()
+
+    def note(expression: Any) -> None:
+        types.add(str(expression.ty))
+
+    tvm_ffi.structural_walk(function.body, ((tvm.ir.TensorLoad, tirx.Cast), note))
+    return any(name.startswith("bfloat16") for name in types)
 
 
 def _float32_lanes(call: Any) -> int:

@@ -56,6 +56,8 @@ class KernelTemplate:
         hand, needs to have; empty when it can be built.
     dtypes : frozenset of str
         Types of the weight, the activations and the result, which are one; see `takes`.
+    on_tensor_cores : bool
+        Whether it multiplies on a GPU's tensor cores, whose sums are cut off and not rounded.
     """
 
     name: str
@@ -68,6 +70,7 @@ class KernelTemplate:
     arguments: Callable[[Workload, PackedWeight], Sequence[np.ndarray]] = _in_order
     check: Callable[[Workload, Any, Config], str] = _nothing_amiss
     dtypes: frozenset[str] = frozenset({"float32"})
+    on_tensor_cores: bool = False
 
     def takes(self, workload: Workload, machine: Any) -> Match:
         """Tell whether it is for the workload's type and supports all else, else the reason."""

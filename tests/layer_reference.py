@@ -73,7 +73,7 @@ def operands(workload, batch, seed):
     return draw(x), channels, tensors, shape
 
 
-def reference(workload, weight, x, channels, tensors):
+def reference(workload, weight, x, channels, tensors, on_tensor_cores=False):
     """Compute the result in float64, and what a kernel's may differ by.
 
     Kernels multiply, add up and compute their epilogue in float32 whatever the workload's type is;
@@ -93,6 +93,10 @@ def reference(workload, weight, x, channels, tensors):
         shape = (-1, 1, 1)
     vectors = [vector.reshape(shape) for vector in channels]
     value, bound = evaluate64(
-        workload.epilogue, acc, typed_dot_bound(magnitude, terms, workload.dtype), vectors, tensors
+        workload.epilogue,
+        acc,
+        typed_dot_bound(magnitude, terms, workload.dtype, on_tensor_cores=on_tensor_cores),
+        vectors,
+        tensors,
     )
     return value, rounded_bound(value, bound, workload.dtype)

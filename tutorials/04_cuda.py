@@ -5,7 +5,6 @@ compiler (the CUDA 13 toolkit) or NVRTC (``pip install 'tvm-sparse[cuda]'``); a 
 the very end, where it says so when there is none.
 """
 
-import re
 import tempfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.cuda_toolkit import find_nvcc, has_gpu
+from tvm_sparse.formats import FORMATS
 
 if find_nvcc() is None:
     print("this tutorial needs NVIDIA's compiler nvcc, and there is none here")
@@ -30,7 +30,7 @@ model = ts.prune(zoo.bert_encoder(layers=1, seq=512, batch=8), sparsity=0.9, sco
 # The plan
 # --------
 # Targets are `cuda-sm80`, `cuda-sm90` and their like, or a TVM target as a dictionary. Every layer
-# is decided by a roofline: multiply-adds, shared memory, instructions and bytes, for the sparse
+# is decided by a roofline: tensor cores, shared memory, instructions and bytes, for each sparse
 # kernel at each of its configurations and for TVM's own dense one. With few tokens there is less to
 # win: a GPU does not wait for work that only some of its multiprocessors have.
 
@@ -40,20 +40,28 @@ print(plan)
 few = ts.prune(zoo.bert_encoder(layers=1, seq=128), sparsity=0.9, scope="layer")
 print(ts.plan(few, target="cuda-sm80").decisions[0].reason)
 
+# These zeros lie anywhere, and still sparse tensor cores take them: a tile of rows lists the
+# columns that it needs in an order in which no row has more nonzeros in a group than they can
+# multiply. Of float16 that is two of four, of float32 one of two. What a tile lists, of 768:
+
+decision = plan.decisions[0]
+weight = next(value for value in ts.load(model).params.values() if value.shape == (768, 768))
+packed = FORMATS[decision.format].pack(weight.T, decision.config)
+chunks = np.diff(packed.arrays["sparse_begins"])
+print("columns listed by the tiles:", chunks * decision.config["kb"])
+
 # The kernel
 # ----------
-# A block of threads takes a tile of rows of the weight for a tile of tokens. It brings the tokens
-# and the nonzeros of a block of columns to shared memory; then every warp walks the nonzeros of its
-# rows, each lane summing up some tokens. This is the loop over a row's nonzeros, as nvcc sees it:
+# A block of threads takes a tile of rows of the weight for a tile of tokens. Chunks of the list
+# come by asynchronous copies, activations gathered by it, while the chunk before is multiplied.
+# These are the tensor cores' instructions, as nvcc sees them; float32 is multiplied in three
+# products of numbers split in two.
 
 module = ts.compile(model, target="cuda-sm80", plan=plan)
 assert module.cuda_source is not None
-kernel = module.cuda_source[module.cuda_source.index("row_tiles_matmul_1_kernel") :]
-loop = re.search(
-    r"( *for \(int v_\d+ = 0; v_\d+ < \(_ptr_\d+\[0\] - .*?\n    \})", kernel, re.DOTALL
-)
-assert loop is not None
-print("\n".join(loop.group(1).splitlines()[:24]))
+lines = [line.strip() for line in module.cuda_source.splitlines() if "(&(" in line]
+first = next(i for i, line in enumerate(lines) if line.startswith("sparse_split"))
+print("\n".join(line[:100] for line in lines[first : first + 8]))
 
 # A library for the GPU's machine
 # -------------------------------

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from .cpu_features import processor_name
-from .dtypes import is_float
+from .dtypes import HALF_TYPES, is_float, numpy_dtype
 from .errors import InputError, SparseError
 from .files import read_onnx, save_onnx, write_text
 from .progress import SILENT, Progress
@@ -50,7 +50,8 @@ PEERS: Mapping[str, tuple[str, ...]] = {
 }
 
 # The package that each system needs, and the largest error against the reference that still counts
-# as right, relative to the largest output. OpenVINO's default precision is bf16 where there is any.
+# as right, relative to the largest output. OpenVINO's default precision is bf16 where there is any;
+# for networks in float16 and bfloat16 the larger error counts as right as well.
 REQUIRES: Mapping[str, str] = {
     "onnxruntime": "onnxruntime",
     "openvino f32": "openvino",
@@ -693,11 +694,15 @@ def _build_openvino(job: _Job, feed: _Feed, precision: str | None) -> Call:
     compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
     arrays = dict(feed.arrays)
-    ports = list(compiled.outputs)
+    # OpenVINO hands bfloat16 out as float16 with the wrong meaning.
+    ports = [(port, port.element_type == openvino.Type.bf16) for port in compiled.outputs]
 
     def call() -> list[np.ndarray]:
         results = request.infer(arrays, share_inputs=True)
-        return [results[port] for port in ports]
+        return [
+            results[port].view(numpy_dtype("bfloat16")) if is_bfloat16 else results[port]
+            for port, is_bfloat16 in ports
+        ]
 
     return call
 
@@ -764,7 +769,8 @@ BUILDERS: Mapping[str, Callable[[_Job, _Feed], Call]] = {
 
 
 def _reference(job: _Job, feed: _Feed) -> tuple[str, list[np.ndarray]]:
-    if importlib.util.find_spec("onnxruntime"):
+    # ONNX Runtime lacks most operators in bfloat16 on a processor.
+    if importlib.util.find_spec("onnxruntime") and "bfloat16" not in _types(feed.arrays.values()):
         return "onnxruntime", [np.array(y) for y in _build_onnxruntime(job, feed)()]
     from .frontends.loading import load
     from .reference import Reference
@@ -773,6 +779,10 @@ def _reference(job: _Job, feed: _Feed) -> tuple[str, list[np.ndarray]]:
     model = load(job.model, shapes=shapes)
     outputs = Reference(model).run([feed.arrays[spec.name] for spec in model.inputs]).outputs
     return "NumPy", [np.array(y) for y in outputs]
+
+
+def _types(arrays: Iterable[np.ndarray]) -> set[str]:
+    return {str(array.dtype) for array in arrays}
 
 
 def _one_line(error: BaseException) -> str:
@@ -837,7 +847,8 @@ def _try_system(
         error = relative_error([np.array(y) for y in call()], wanted)
     except Exception as reason:
         return SystemTime(system, failure=_one_line(reason)), None
-    limit = LOW_PRECISION_TOLERANCE if system in LOW_PRECISION else TOLERANCE
+    is_low = system in LOW_PRECISION or bool(_types(wanted) & HALF_TYPES)
+    limit = LOW_PRECISION_TOLERANCE if is_low else TOLERANCE
     if not error <= limit:
         failure = f"its output is wrong (error {error:.2g} of the largest value, {limit:g} allowed)"
         known = None if math.isnan(error) else error

@@ -15,6 +15,8 @@ UNIT_ROUNDOFF = FLOAT_TYPES["float32"].roundoff
 _SMALLEST_NORMAL = FLOAT_TYPES["float32"].smallest_normal
 # Units of roundoff that a term may cost tensor cores; `half_dot_bound` says why.
 _TENSOR_CORE_ROUNDOFFS = 4
+# Those that a product costs which is computed in three; `typed_dot_bound` says why.
+_SPLIT_ROUNDOFFS = 13
 
 # Whole-model tolerance, in float32 epsilons a layer; `model_tolerance` says why.
 _EPSILONS_A_LAYER = 128.0
@@ -118,9 +120,31 @@ def half_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int) -> np.ndarray
     return dot_bound(magnitude, _TENSOR_CORE_ROUNDOFFS * np.asarray(terms, np.int64))
 
 
-def typed_dot_bound(magnitude: np.ndarray, terms: np.ndarray | int, dtype: str) -> np.ndarray:
-    """Bound the error of float32 sums of products of numbers of a type."""
-    return (half_dot_bound if dtype in HALF_TYPES else dot_bound)(magnitude, terms)
+def typed_dot_bound(
+    magnitude: np.ndarray, terms: np.ndarray | int, dtype: str, *, on_tensor_cores: bool = False
+) -> np.ndarray:
+    """Bound the error of float32 sums of products of numbers of a type.
+
+    On tensor cores a float32 is the sum of two numbers of 11 digits and a rest of at most 4 u of
+    it. Of a product of two, the rests cost 8 u, and the product of the smaller numbers, each at
+    most 2**-11 of theirs, another 4 u, and what these lose of each other less than one; the three
+    products that are added up are terms as `half_dot_bound` has them.
+
+    Parameters
+    ----------
+    magnitude, terms
+        As for `dot_bound`.
+    dtype : str
+        Of the numbers.
+    on_tensor_cores : bool
+        Whether float32 may have been multiplied in three products (`schedules.cuda.multiplier`).
+    """
+    if dtype in HALF_TYPES:
+        return half_dot_bound(magnitude, terms)
+    if not on_tensor_cores:
+        return dot_bound(magnitude, terms)
+    added = 3 * _TENSOR_CORE_ROUNDOFFS * np.asarray(terms, np.int64)
+    return dot_bound(magnitude, added + _SPLIT_ROUNDOFFS)
 
 
 def rounded_bound(value: np.ndarray, bound: np.ndarray, dtype: str) -> np.ndarray:

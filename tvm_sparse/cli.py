@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
+from .dtypes import numpy_dtype
 from .errors import InputError, MissingExtraError, SparseError
 
 if TYPE_CHECKING:
@@ -216,8 +217,10 @@ def run(options: argparse.Namespace) -> None:
     if options.output:
         _check_writable(options.output)
     module = load_module(options.library, threads=options.threads)
-    wanted = [spec.name for spec in module.inputs]
-    arrays = read_inputs(options.input, wanted)
+    arrays = read_inputs(options.input, [spec.name for spec in module.inputs])
+    for spec in module.inputs:
+        if spec.name in arrays:
+            arrays[spec.name] = as_declared(arrays[spec.name], spec.dtype)
     outputs = module.run(arrays)
     for name, value in outputs.items():
         print(f"{name}: {describe(value)}")
@@ -393,6 +396,16 @@ def read_inputs(given: Sequence[tuple[str, str]], wanted: Sequence[str]) -> dict
         else:
             raise InputError(f"'{path}' holds {', '.join(content)}, and no '{name}'")
     return arrays
+
+
+def as_declared(array: np.ndarray, dtype: str) -> np.ndarray:
+    """See an array that was read from a file as bfloat16 where that is wanted.
+
+    Files of NumPy know no such type: what is written of it are two bytes an element.
+    """
+    if dtype == "bfloat16" and array.dtype == np.dtype("V2"):
+        return array.view(numpy_dtype(dtype))
+    return array
 
 
 def _read_arrays(path: str) -> np.ndarray | dict[str, np.ndarray]:

@@ -190,7 +190,15 @@ class _KernelBuilder:
         calls, first = [], 0
         for part, nbytes in zip(views, _shares(packed.nbytes, views), strict=True):
             call = KernelCall(
-                symbol, function, arrays, channels, task.panels, len(view), first, bindings
+                symbol,
+                function,
+                arrays,
+                channels,
+                task.panels,
+                len(view),
+                first,
+                bindings,
+                template.on_tensor_cores,
             )
             calls.append((call, nbytes))
             first += len(part)

@@ -24,7 +24,7 @@ NM_PATTERNS: tuple[tuple[int, int], ...] = ((1, 4), (2, 4), (4, 8))
 
 # Rows of the tiles that kernels for tensor cores compute, each built from the smaller ones, and
 # neighbouring columns that they may fetch as one.
-TILE_HEIGHTS: tuple[int, ...] = (16, 32, 64, 128)
+TILE_HEIGHTS: tuple[int, ...] = (16, 32, 64, 128, 256)
 TILE_RUN = 8
 # Columns of a tile that are arranged as two of four, to see how often they are listed: so many
 # neighbours here and there.
@@ -332,7 +332,9 @@ class _TileTally:
             return
         held = _fold(_fold(rows, 4, 0), 4, 0)
         for height in TILE_HEIGHTS:
-            held = held if height == TILE_HEIGHTS[0] else _fold(held, 2, 0)
+            if height > TILE_HEIGHTS[0]:
+                # As many rows as eight bits cannot count.
+                held = _fold(held, 2, 0, np.uint16 if height > 128 else None)
             full = held > height // 2
             found = (
                 len(held),

@@ -146,7 +146,7 @@ def _check_layer(
     value, bound = evaluate64(
         fused.fused.epilogue,
         want,
-        typed_dot_bound(magnitude, terms, dtype),
+        typed_dot_bound(magnitude, terms, dtype, on_tensor_cores=call.on_tensor_cores),
         [vector[picked].reshape(-1, *trailing) for vector in channels],
         [tensor[:, picked] for tensor in tensors],
     )

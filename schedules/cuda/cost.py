@@ -31,6 +31,8 @@ REACHED = 0.8
 # products in float16, else the cores for float32.
 _STOCK_REACHED = 0.5
 _STOCK_REACHED_ON_TENSOR_CORES = 0.4
+# From a request to memory to its answer, when many are under way.
+_MEMORY_LATENCY_US = 0.6
 # Warps that a multiprocessor needs to keep its pipes full.
 _ENOUGH_WARPS = 16
 _ENOUGH_TENSOR_WARPS = 8
@@ -117,6 +119,12 @@ def input_elements(workload: Workload) -> int:
     return image * (geometry.batch or SYMBOLIC_BATCH)
 
 
+def output_elements(workload: Workload) -> int:
+    """Count the elements of the result."""
+    assert workload.geometry is not None
+    return columns_of(workload) * workload.geometry.weight_shape[0]
+
+
 def _grid_columns(workload: Workload, shape: TileShape, io: TileIO) -> int:
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry):
@@ -140,7 +148,7 @@ def microseconds(events: Events, machine: CudaMachine) -> float:
         busy = min(1.0, together * events["warps"] / _ENOUGH_TENSOR_WARPS)
     computing = cycles / machine.multiprocessors * uneven / busy / (machine.gigahertz * 1e3)
     moving = max(_moving(events, machine).values())
-    return LAUNCH_US * events.get("launches", 1.0) + max(computing, moving) / REACHED
+    return LAUNCH_US * events.get("launches", 1.0) + max(computing / REACHED, moving)
 
 
 def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
@@ -154,17 +162,20 @@ def _busy_cycles(events: Events, machine: CudaMachine) -> dict[str, float]:
 
 
 def _moving(events: Events, machine: CudaMachine) -> dict[str, float]:
-    """Return the microseconds that bytes take."""
+    """Return the microseconds that bytes take; L2's rate is one that was reached."""
+    # Memory's rate needs so many bytes under way at a time (Little's law).
+    sustained = events.get("in_flight", math.inf) / _MEMORY_LATENCY_US
+    rate = min(machine.memory_gbytes * 1e3 * REACHED, sustained)
     return {
         "L2": events.get("l2_bytes", 0.0) / (machine.l2_gbytes * 1e3),
-        "memory": events["bytes"] / (machine.memory_gbytes * 1e3),
+        "memory": events["bytes"] / rate,
     }
 
 
 def binds(events: Events, machine: CudaMachine) -> str:
     """Name what takes a kernel the longest."""
     busy = {
-        kind: cycles / machine.multiprocessors / (machine.gigahertz * 1e3)
+        kind: cycles / machine.multiprocessors / (machine.gigahertz * 1e3 * REACHED)
         for kind, cycles in _busy_cycles(events, machine).items()
     }
     times = {**busy, **_moving(events, machine)}

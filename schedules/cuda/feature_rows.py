@@ -23,7 +23,7 @@ class FeatureRows(GatheredColumns):
     """x [k][n] in and y [m][n] out."""
 
     def __init__(self, geometry: MatmulGeometry, epilogue: Epilogue, shape: TensorShape) -> None:
-        super().__init__(shape, copied_at_once(geometry.n))
+        super().__init__(shape, copied_at_once(geometry.n, shape.element_bytes))
         self.geometry = geometry
         self.tokens = tirx.Var("n", "int64") if geometry.n is None else geometry.n
         self.results = Results(epilogue, geometry.m, (geometry.m, self.tokens), shape.dtype)
@@ -72,7 +72,7 @@ class TurnedTokens(GatheredColumns):
     """x [n][k] in, turned in a launch of its own, and y [n][m] out."""
 
     def __init__(self, geometry: MatmulGeometry, epilogue: Epilogue, shape: TensorShape) -> None:
-        super().__init__(shape, 8)
+        super().__init__(shape, shape.piece)
         self.geometry = geometry
         self.tokens = tirx.Var("n", "int64") if geometry.n is None else geometry.n
         self.results = Results(epilogue, geometry.m, (self.tokens, geometry.m), shape.dtype)

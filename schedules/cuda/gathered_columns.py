@@ -16,17 +16,16 @@ from tvm.tirx.script import builder as B
 from .ptx import copy_async, load_matrices
 from .tensor_tiles import FRAGMENT_COLUMNS, TensorShape, WarpPlace
 from .threads import Threads, local
-from .token_rows import PIECE, shifted
+from .token_rows import shifted
 
-# Elements that one asynchronous copy can take, the widest first.
-_COPIED = (8, 4, 2)
+# Bytes that one asynchronous copy can take, the widest first.
+_COPIED_BYTES = (16, 8, 4)
 
 
-def copied_at_once(extent: int | None) -> int:
-    """Tell how many elements may be copied as one where rows have so many; 1: none, by value."""
-    if extent is None:
-        return 1
-    return next((width for width in _COPIED if extent % width == 0), 1)
+def copied_at_once(extent: int | None, element_bytes: int) -> int:
+    """Tell how many elements may be copied as one where rows have so many; at least one."""
+    widths = (size // element_bytes for size in _COPIED_BYTES if size >= element_bytes)
+    return next((width for width in widths if extent is not None and extent % width == 0), 1)
 
 
 class GatheredColumns:
@@ -35,14 +34,17 @@ class GatheredColumns:
     Attributes
     ----------
     width : int
-        Elements that are brought as one: 1 by way of registers, more by an asynchronous copy.
+        Elements that are brought as one.
+    copies : bool
+        Whether they are copied asynchronously; less than four bytes go by way of registers.
     """
 
     entry_words = 1
 
     def __init__(self, shape: TensorShape, width: int) -> None:
         self.shape, self.width = shape, width
-        self.pieces = shape.nt // PIECE
+        self.copies = width * shape.element_bytes >= _COPIED_BYTES[-1]
+        self.pieces = shape.nt // shape.piece
 
     def source(self, entry: Sequence[Any], column: Any) -> tuple[Any, Any]:
         """Return the element of a gathered row at a column of the tile, and whether it is there.
@@ -55,13 +57,13 @@ class GatheredColumns:
         """Reserve registers."""
         shape = self.shape
         self.threads, self.place, self.ring = threads, place, ring
-        self.slot_size = shape.kb * shape.nt
+        self.slot_size = shape.slot_elements
         self.across = shape.nt // self.width
         self.total = shape.kb * self.across
         self.turns = -(-self.total // threads.count)
         # Entries of the list that a thread needs: it may stay at one row of the chunk.
         self.entries = local(self.turns * self.entry_words, "int32")
-        if self.width == 1:
+        if not self.copies:
             self.held = local(self.turns, shape.dtype)
 
     def _piece(self, turn: int) -> tuple[Any, Any, Any]:
@@ -85,9 +87,12 @@ class GatheredColumns:
 
     def _place(self, slot: Any, row: Any, column: Any) -> Any:
         """Tell where an element lies in shared memory."""
-        piece, rest = T.floordiv(column, PIECE), T.floormod(column, PIECE)
-        at = slot * self.slot_size + row * self.shape.nt
-        return at + shifted(piece, row, self.pieces) * PIECE + rest
+        at = slot * self.slot_size + row * self.shape.gathered_pitch
+        if self.shape.element_bytes == 4:
+            return at + column
+        size = self.shape.piece
+        piece, rest = T.floordiv(column, size), T.floormod(column, size)
+        return at + shifted(piece, row, self.pieces) * size + rest
 
     def fetch(self, slot: Any) -> None:
         """Start copies, or read elements to registers."""
@@ -95,9 +100,9 @@ class GatheredColumns:
             i, row, column = self._piece(turn)
             with _only(i < self.total, (turn + 1) * self.threads.count > self.total):
                 element, is_there = self.source(self._entry(turn), column)
-                if self.width > 1:
+                if self.copies:
                     to = self.ring[self._place(slot, row, column)]
-                    copy_async(to, element, 2 * self.width, is_there)
+                    copy_async(to, element, self.shape.element_bytes * self.width, is_there)
                 else:
                     zero = T.Cast(self.shape.dtype, T.float32(0))
                     value = element if is_there is None else T.if_then_else(is_there, element, zero)
@@ -105,26 +110,39 @@ class GatheredColumns:
 
     def arrive(self, slot: Any) -> None:
         """Bring what registers hold to shared memory."""
-        if self.width > 1:
+        if self.copies:
             return
         for turn in range(self.turns):
             i, row, column = self._piece(turn)
             with _only(i < self.total, (turn + 1) * self.threads.count > self.total):
                 B.buffer_store(self.ring, self.held[turn], [self._place(slot, row, column)])
 
-    def load(self, registers: Any, slot: Any, step: Any, steps: int) -> None:
-        """Load fragments: rows of the matrices are gathered rows, so they are transposed."""
+    def load(self, registers: Any, slot: Any, unit: Any, units: int) -> None:
+        """Load fragments: of 16-bit elements, transposed matrices of gathered rows."""
+        if self.shape.element_bytes == 4:
+            self._load_words(registers, slot, unit, units)
+            return
         shape, lane = self.shape, self.threads.lane
         row, matrix = T.floormod(lane, 8), T.floordiv(lane, 8)
-        per_fragment = 2 * steps
+        per_fragment = 2 * units
         first = self.place.n * shape.nf
         at_once = 2 if per_fragment == 2 and shape.nf % 2 == 0 else 1
         for j in range(0, shape.nf, at_once):
             fragment = T.floordiv(matrix, per_fragment) if at_once == 2 else 0
-            k = step * 16 + T.floormod(matrix, per_fragment) * 8 + row
+            k = unit * 16 + T.floormod(matrix, per_fragment) * 8 + row
             column = (first + j + fragment) * FRAGMENT_COLUMNS
             source = self.ring[self._place(slot, k, column)]
             load_matrices(registers[j * per_fragment], source, per_fragment * at_once, True)
+
+    def _load_words(self, registers: Any, slot: Any, unit: Any, units: int) -> None:
+        """Load fragments of float32, a word each: register i has row 4i + lane % 4 of a unit."""
+        lane = self.threads.lane
+        for j in range(self.shape.nf):
+            column = (self.place.n * self.shape.nf + j) * FRAGMENT_COLUMNS + T.floordiv(lane, 4)
+            for i in range(2 * units):
+                k = unit * 8 + 4 * i + T.floormod(lane, 4)
+                word = T.reinterpret("uint32", self.ring[self._place(slot, k, column)])
+                B.buffer_store(registers, word, [j * 2 * units + i])
 
 
 class _only:

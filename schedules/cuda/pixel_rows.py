@@ -21,6 +21,7 @@ from .results import Results
 from .slabs import RowOf, store_feature_rows
 from .tensor_tiles import TensorShape, WarpPlace
 from .threads import Threads
+from .token_rows import tiles_of
 
 # Bits of an entry that hold how far a tap is to the right; those above say how far down.
 _RIGHT_BITS = 16
@@ -42,14 +43,17 @@ def tap_entries(geometry: Conv2dGeometry, columns: np.ndarray) -> np.ndarray:
 
 
 class PixelRows(GatheredColumns):
-    """A tile of an image's pixels, in their order."""
+    """A tile of pixels in their order, one image behind the other."""
 
     def __init__(self, geometry: Conv2dGeometry, epilogue: Epilogue, shape: TensorShape) -> None:
         self.in_order = reads_pixels_in_order(geometry)
-        super().__init__(shape, copied_at_once(geometry.pixels) if self.in_order else 1)
+        extent = geometry.pixels if self.in_order else None
+        super().__init__(shape, copied_at_once(extent, shape.element_bytes))
         self.entry_words = 1 if self.in_order else 2
         self.geometry = g = geometry
         self.batch = tirx.Var("n", "int64") if g.batch is None else g.batch
+        self.pixels = self.batch * g.pixels
+        self.whole = g.batch is not None and g.batch * g.pixels % shape.nt == 0
         out = (self.batch, g.out_channels, g.out_height, g.out_width)
         self.results = Results(epilogue, g.out_channels, out, shape.dtype)
 
@@ -64,40 +68,48 @@ class PixelRows(GatheredColumns):
         self.results.declare()
 
     def grid(self) -> dict[str, Any]:
-        """Tiles of pixels, and images."""
-        return {"y": -(-self.geometry.pixels // self.shape.nt), "z": self.batch}
+        """Tiles of pixels."""
+        g = self.geometry
+        static = None if g.batch is None else g.batch * g.pixels
+        return {"y": tiles_of(static, self.pixels, self.shape.nt)}
 
     def prepare(self) -> None:
         """Do nothing: x is read as it is."""
 
     def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile of pixels."""
-        self.first, self.image = T.Cast("int32", numbers[0]) * self.shape.nt, numbers[1]
+        self.first = numbers[0] * self.shape.nt
         self.begin_columns(threads, place, ring)
 
     def source(self, entry: Sequence[Any], column: Any) -> tuple[Any, Any]:
         """Find what a pixel sees at a tap."""
         g, pixel = self.geometry, self.first + column
-        down, along = T.floordiv(pixel, g.out_width), T.floormod(pixel, g.out_width)
-        whole = g.pixels % self.shape.nt == 0
+        is_pixel = None if self.whole else pixel < self.pixels
+        image, down, along = self._place_of(pixel)
         if self.in_order:
-            is_there = None if whole else pixel < g.pixels
-            return self.x[self.image, entry[0], down, along], is_there
+            return self.x[image, entry[0], down, along], is_pixel
         y = down * g.strides[0] - g.padding[0] + T.shift_right(entry[1], T.int32(_RIGHT_BITS))
         right = T.bitwise_and(entry[1], T.int32((1 << _RIGHT_BITS) - 1))
         x = along * g.strides[1] - g.padding[1] + right
         inside = T.And(T.And(y >= 0, y < g.in_height), T.And(x >= 0, x < g.in_width))
-        if not whole:
-            inside = T.And(inside, pixel < g.pixels)
-        return self.x[self.image, entry[0], y, x], inside
+        if is_pixel is not None:
+            inside = T.And(inside, is_pixel)
+        return self.x[image, entry[0], y, x], inside
+
+    def _place_of(self, pixel: Any) -> tuple[Any, Any, Any]:
+        """Tell a pixel's image, and its place there."""
+        g = self.geometry
+        inside = T.floormod(pixel, g.pixels)
+        down, along = T.floordiv(inside, g.out_width), T.floormod(inside, g.out_width)
+        return T.floordiv(pixel, g.pixels), down, along
 
     def store(self, slab: Any, row_of: RowOf) -> None:
         """Write the results of a slab."""
         g = self.geometry
 
         def index(row: Any, pixel: Any) -> list[Any]:
-            split = [T.floordiv(pixel, g.out_width), T.floormod(pixel, g.out_width)]
-            return [self.image, row, *split]
+            image, down, along = self._place_of(pixel)
+            return [image, row, down, along]
 
         store_feature_rows(
             slab,
@@ -105,7 +117,7 @@ class PixelRows(GatheredColumns):
             self.threads,
             self.results,
             row_of,
-            (self.first, g.pixels),
+            (self.first, self.pixels),
             index,
             paired=g.out_width % 2 == 0,
         )

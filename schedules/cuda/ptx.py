@@ -11,14 +11,18 @@ one come from `threads.whole` and `threads.shared_bytes`, and barriers are the c
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
-TensorType = Literal["float16", "bfloat16"]
-
-_SHORT: dict[str, str] = {"float16": "f16", "bfloat16": "bf16"}
+_SHORT: dict[str, str] = {"float16": "f16", "bfloat16": "bf16", "float32": "tf32"}
+# Columns of A of an instruction, and of one that multiplies two of four.
+_COLUMNS: dict[str, tuple[int, int]] = {
+    "float16": (16, 32),
+    "bfloat16": (16, 32),
+    "float32": (8, 16),
+}
 _AT = "unsigned at = (unsigned)__cvta_generic_to_shared({});"
 
 
@@ -98,8 +102,44 @@ def load_matrices(registers: Any, row: Any, count: int, transposed: bool) -> Non
     _emit(name, text, T.address_of(registers), T.address_of(row))
 
 
+def expand_pairs(registers: Any, values: Any, bits: Any, count: int) -> None:
+    """Read elements of 16 bits from shared memory where bits are set; the others are zero.
+
+    Register i gets two elements, those of bits 2i and 2i + 1. A set bit takes one value.
+
+    Parameters
+    ----------
+    registers : BufferLoad
+        The first of `count` uint32 registers.
+    values : BufferLoad
+        The first value.
+    bits : PrimExpr
+        uint32.
+    """
+    name = f"sparse_expand_pairs_{count}"
+    # Predicates that step over a value in one instruction; from branches nvcc makes two or three.
+    lines = [".reg .pred there; .reg .b32 bit, from, high;", f"mov.b32 from, %{count};"]
+    for bit in range(2 * count):
+        to, is_high = f"%{bit // 2}", bit % 2
+        lines += [] if is_high else [f"mov.b32 {to}, 0;"]
+        lines += [f"and.b32 bit, %{count + 1}, {1 << bit}; setp.ne.b32 there, bit, 0;"]
+        lines += [f"@there ld.shared.u16 {'high' if is_high else to}, [from];"]
+        lines += [f"@there prmt.b32 {to}, {to}, high, 0x5410;"] if is_high else []
+        lines += ["@there add.u32 from, from, 2;"] if bit + 1 < 2 * count else []
+    body = "".join(f'\n    "  {line}\\n"' for line in lines)
+    written = ", ".join(f'"=&r"(to[{i}])' for i in range(count))
+    text = _function(
+        name,
+        "uint* to, const void* values, uint bits",
+        _AT.format("values"),
+        f'asm volatile("{{\\n"{body}',
+        f'    "}}" : {written} : "r"(at), "r"(bits) : "memory");',
+    )
+    _emit(name, text, T.address_of(registers), T.address_of(values), bits)
+
+
 def multiply(sums: Any, a: Any, b: Any, dtype: str) -> None:
-    """Add a 16x16 matrix times a 16x8 matrix to 16x8 float32 sums.
+    """Add a 16x16 matrix times a 16x8 matrix to 16x8 float32 sums; of float32, 16x8 times 8x8.
 
     With g = lane / 4 and t = lane % 4, a lane holds
 
@@ -112,11 +152,11 @@ def multiply(sums: Any, a: Any, b: Any, dtype: str) -> None:
     sums, a, b : BufferLoad
         The first of 4 float32, of 4 uint32 and of 2 uint32 registers.
     dtype : str
-        "float16" or "bfloat16".
+        "float16", "bfloat16" or "float32", whose last 13 bits are not read (TF32).
     """
     short = _SHORT[dtype]
     name = f"sparse_multiply_{short}"
-    kind = f"mma.sync.aligned.m16n8k16.row.col.f32.{short}.{short}.f32"
+    kind = f"mma.sync.aligned.m16n8k{_COLUMNS[dtype][0]}.row.col.f32.{short}.{short}.f32"
     text = _function(
         name,
         "float* c, const uint* a, const uint* b",
@@ -134,7 +174,8 @@ def multiply_two_of_four(sums: Any, a: Any, b: Any, chosen: Any, selector: int, 
     A is held as its 16x16 elements that are kept, laid out as in `multiply`; B in four registers,
     rows 2t + 8i and the next. Which elements are kept stands in `chosen`, two bits each, ascending
     in each pair: bits 0 to 15 are row g, bits 16 to 31 row g + 8, of columns 0 to 15 in lane
-    4g + 2 `selector`, of columns 16 to 31 in the lane behind it.
+    4g + 2 `selector`, of columns 16 to 31 in the lane behind it. Of float32, one element of each
+    two is kept, and counts as two: 0 and 1, or 2 and 3.
 
     Parameters
     ----------
@@ -143,11 +184,12 @@ def multiply_two_of_four(sums: Any, a: Any, b: Any, chosen: Any, selector: int, 
     selector : int
         0 or 1: the lanes of a group of four that hold `chosen`.
     dtype : str
-        "float16" or "bfloat16".
+        As for `multiply`.
     """
     short = _SHORT[dtype]
     name = f"sparse_multiply_two_of_four_{short}_{selector}"
-    kind = f"mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.{short}.{short}.f32"
+    size = f"m16n8k{_COLUMNS[dtype][1]}"
+    kind = f"mma.sp::ordered_metadata.sync.aligned.{size}.row.col.f32.{short}.{short}.f32"
     text = _function(
         name,
         "float* c, const uint* a, const uint* b, uint chosen",
@@ -158,3 +200,27 @@ def multiply_two_of_four(sums: Any, a: Any, b: Any, chosen: Any, selector: int, 
         '    "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(chosen));',
     )
     _emit(name, text, T.address_of(sums), T.address_of(a), T.address_of(b), chosen)
+
+
+def split(big: Any, small: Any, numbers: Any, count: int) -> None:
+    """Write float32 numbers as sums of two that TF32 holds, but for 2**-22 of them.
+
+    The first is rounded to 11 digits, half away from zero; the second is the rest, rounded so that
+    what tensor cores cut off rounds it, too. Of infinities and NaN the second is NaN.
+
+    Parameters
+    ----------
+    big, small, numbers : BufferLoad
+        The first of `count` uint32 registers.
+    """
+    name = f"sparse_split_{count}"
+    text = _function(
+        name,
+        "uint* big, uint* small, const uint* x",
+        "#pragma unroll",
+        f"for (int i = 0; i < {count}; ++i) {{",
+        "  big[i] = (x[i] + 0x1000u) & 0xffffe000u;",
+        "  small[i] = __float_as_uint(__uint_as_float(x[i]) - __uint_as_float(big[i])) + 0x1000u;",
+        "}",
+    )
+    _emit(name, text, T.address_of(big), T.address_of(small), T.address_of(numbers))

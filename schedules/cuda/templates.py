@@ -14,6 +14,7 @@ from ...targets import CudaMachine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
 from . import cost
+from .bitmap_templates import BITMAP_TEMPLATES
 from .conv_io import ConvTile
 from .matmul_io import MatmulTile
 from .row_tiles import TileIO, TileShape, build_row_tiles
@@ -148,4 +149,5 @@ TEMPLATES: Sequence[KernelTemplate] = (
         check=_check,
     ),
     *TENSOR_TEMPLATES,
+    *BITMAP_TEMPLATES,
 )

@@ -7,13 +7,16 @@ of rows from L2, as often as there are tiles.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from ...formats.tensor_tiles import STEP_BYTES
 from ...profile import SparsityProfile, TileFit
 from ...targets import CudaMachine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
 from .cost import Events, columns_of, input_elements
+from .gathered_columns import copied_at_once
 from .pixel_rows import reads_pixels_in_order
-from .tensor_tiles import STEPS, TensorShape
+from .tensor_tiles import UNIT_BYTES, TensorShape
 from .threads import WARP
 
 # Registers beside sums and fragments, as nvcc 13 keeps them: any thread's, those of a piece that it
@@ -23,6 +26,11 @@ _OTHER_REGISTERS, _COPY_REGISTERS, _ELEMENT_REGISTERS = 40, 2, 3
 _STEP_OVERHEAD = 8
 # Of an element that comes by way of registers, and of a result.
 _ELEMENT_INSTRUCTIONS, _RESULT_INSTRUCTIONS = 14, 8
+# Multiply-adds of 16-bit elements that take tensor cores as long as one instruction of any type,
+# instructions of a product of fragments, and of splitting a register of float32.
+_MACS = 2048
+_PRODUCTS = {2: 1, 4: 3}
+_SPLIT_INSTRUCTIONS = {2: 0, 4: 4}
 
 
 def needed_columns(
@@ -47,11 +55,17 @@ def needed_columns(
 
 def tensor_registers(shape: TensorShape, width: int) -> int:
     """Estimate a thread's registers; `width` is how many elements come as one."""
-    halves = STEPS[shape.parts[-1]] // 16
-    fragments = shape.mf * 4 + shape.nf * 2 * halves
+    if shape.element_bytes == 4:
+        # Split rows, and one split fragment of columns at a time.
+        return 48 + 4 * shape.mf * shape.nf + shape.mf * 8 + 8
+    fragments = shape.mf * 4 + shape.nf * 2 * _units(shape.parts[-1])
     pieces = shape.kb * shape.nt // (width * shape.warps * WARP)
     coming = pieces * (_ELEMENT_REGISTERS if width == 1 else _COPY_REGISTERS)
     return _OTHER_REGISTERS + 4 * shape.mf * shape.nf + fragments + coming
+
+
+def _units(part: str) -> int:
+    return STEP_BYTES[part] // UNIT_BYTES
 
 
 def tensor_at_once(machine: CudaMachine, shape: TensorShape, width: int) -> int:
@@ -85,43 +99,64 @@ def tensor_events(
         ``l2_bytes`` and ``launches`` in the place of ``fma``.
     """
     needed, fit = needed_columns(profile, shape)
-    listed = sum(needed.values())
-    tiles = max(1, fit.tiles)
-    grids = _tiles_of_columns(workload, shape.nt)
-    steps = {part: count / STEPS[part] * grids for part, count in needed.items()}
-    tensor = sum(steps[part] * 16 * shape.mt * shape.nt for part in needed)
-    # Wavefronts of 128 bytes: fragments that warps read, and chunks that come.
-    weight = shape.warps_n * shape.mt / 16 * 4
-    activations = shape.warps_m * shape.nt / 8 * 2
-    read = sum(n * (weight + activations * STEPS[part] / 16) for part, n in steps.items())
-    staged = listed * grids * shape.nt * 2 / 128 * (2 if width == 1 else 1)
-    staged += sum(n * shape.mt / 16 * 4 for n in steps.values())
-    results = columns_of(workload) * shape.rows / WARP
-    mmas = sum(n * shape.mt / 16 * shape.nt / 8 for n in steps.values())
-    loads = sum(
-        n * (shape.mt / 16 * shape.warps_n + shape.nt / 16 * shape.warps_m) for n in steps.values()
-    )
-    copies = (
-        listed * grids * shape.nt / (width * WARP) * (_ELEMENT_INSTRUCTIONS if width == 1 else 4)
-    )
-    overhead = sum(n * shape.warps * _STEP_OVERHEAD / shape.warps_k for n in steps.values())
-    gathered = 2.0 * listed * grids * shape.nt + 4.0 * sum(
-        n * shape.mt / 16 * 128 for n in steps.values()
-    )
-    packed = sum(needed[part] * shape.mt * 32 / STEPS[part] for part in needed)
-    moved = 2.0 * (input_elements(workload) + columns_of(workload) * shape.rows) + packed
+    size, columns = shape.element_bytes, columns_of(workload)
+    grids = math.ceil(columns / shape.nt)
+    # How often a tile's rows are multiplied by 8 columns, and by all of a tile.
+    steps = {part: count * size / STEP_BYTES[part] for part, count in needed.items()}
+    fragments = sum(steps.values()) * shape.mt / 16
+    activations = size * sum(needed.values()) * shape.nt
+    results = columns * shape.rows / WARP
+    packed = 512.0 * fragments + 64.0 * steps.get("sparse", 0.0) * shape.mt / 16
     turned = _turned_bytes(workload, shape)
     return {
-        "tensor": tensor,
-        "shared": read + staged + 2 * results,
-        "issue": mmas + loads + copies + overhead + _RESULT_INSTRUCTIONS * results,
-        "l2_bytes": gathered + turned,
-        "bytes": moved + turned,
-        "blocks": float(tiles * grids),
+        "tensor": _MACS * _PRODUCTS[size] * fragments * grids * shape.nt / 8,
+        "shared": grids * _wavefronts(shape, steps, activations, width) + 2 * results,
+        "issue": grids * _instructions(shape, steps, activations, width)
+        + _RESULT_INSTRUCTIONS * results,
+        "l2_bytes": grids * (activations + packed) + turned,
+        "bytes": size * (input_elements(workload) + columns * shape.rows) + packed + turned,
+        "blocks": float(max(1, fit.tiles) * grids),
         "at_once": float(tensor_at_once(machine, shape, width)),
         "warps": float(shape.warps),
         "launches": 2.0 if turned else 1.0,
     }
+
+
+def _wavefronts(
+    shape: TensorShape, steps: Mapping[str, float], activations: float, width: int
+) -> float:
+    """Count passes over shared memory's banks for a tile of columns: chunks come, and are read."""
+    come = activations / 128 * (1 if width * shape.element_bytes >= 4 else 2)
+    come += 4 * sum(steps.values()) * shape.mt / 16
+    weight = shape.warps_n * shape.mt / 16 * 4
+    return come + sum(
+        count * (weight + shape.warps_m * shape.nt / 8 * 2 * _units(part))
+        for part, count in steps.items()
+    )
+
+
+def _instructions(
+    shape: TensorShape, steps: Mapping[str, float], activations: float, width: int
+) -> float:
+    """Count warp instructions for a tile of columns."""
+    size = shape.element_bytes
+    pieces = activations / (size * width * WARP)
+    count = pieces * (4 if width * size >= 4 else _ELEMENT_INSTRUCTIONS)
+    if width == 1:
+        # Where each element lies is worked out, and whether it is there.
+        count = pieces * _ELEMENT_INSTRUCTIONS
+    rows, fragments = shape.mt / 16, shape.nt / 8
+    for part, number in steps.items():
+        registers = 2 * _units(part)
+        loads = rows * shape.warps_n + fragments * shape.warps_m / (1 if size == 4 else 2)
+        if size == 4 and shape.run == 1:
+            loads += fragments * shape.warps_m * (registers - 1)
+        split = _SPLIT_INSTRUCTIONS[size] * (
+            4 * rows * shape.warps_n + registers * fragments * shape.warps_m
+        )
+        overhead = shape.warps / shape.warps_k * _STEP_OVERHEAD
+        count += number * (_PRODUCTS[size] * rows * fragments + loads + split + overhead)
+    return count
 
 
 def _turned_bytes(workload: Workload, shape: TensorShape) -> float:
@@ -130,23 +165,16 @@ def _turned_bytes(workload: Workload, shape: TensorShape) -> float:
     is_turned = (
         isinstance(geometry, MatmulGeometry) and geometry.layout == "rows" and shape.run == 1
     )
-    return 2.0 * input_elements(workload) if is_turned else 0.0
-
-
-def _tiles_of_columns(workload: Workload, nt: int) -> int:
-    geometry = workload.geometry
-    if isinstance(geometry, Conv2dGeometry):
-        images = columns_of(workload) // geometry.pixels
-        return images * math.ceil(geometry.pixels / nt)
-    return math.ceil(columns_of(workload) / nt)
+    return shape.element_bytes * input_elements(workload) if is_turned else 0.0
 
 
 def elements_at_once(workload: Workload, shape: TensorShape) -> int:
     """Tell how many elements of the activations come as one."""
-    from .gathered_columns import copied_at_once
-
     geometry = workload.geometry
     if isinstance(geometry, Conv2dGeometry):
-        return copied_at_once(geometry.pixels) if reads_pixels_in_order(geometry) else 1
+        extent = geometry.pixels if reads_pixels_in_order(geometry) else None
+        return copied_at_once(extent, shape.element_bytes)
     assert geometry is not None
-    return copied_at_once(geometry.n) if geometry.layout == "features" else 8
+    if geometry.layout == "features":
+        return copied_at_once(geometry.n, shape.element_bytes)
+    return shape.piece

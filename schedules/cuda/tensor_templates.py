@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...dtypes import HALF_TYPES
+from ...dtypes import FLOAT_TYPES, numpy_dtype
 from ...formats import FORMATS, Match, PackedWeight
-from ...formats.tensor_tiles import TensorTiles
+from ...formats.tensor_tiles import TensorTiles, step_columns
 from ...profile import TILE_HEIGHTS, SparsityProfile
 from ...targets import CudaMachine
 from ...workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -22,39 +22,41 @@ from .tensor_cost import elements_at_once, tensor_at_once, tensor_events
 from .tensor_tiles import (
     FRAGMENT_COLUMNS,
     FRAGMENT_ROWS,
-    STEPS,
     TensorIO,
     TensorShape,
     build_tensor_tiles,
 )
-from .token_rows import PIECE, TokenRows
+from .token_rows import RUN, TokenRows
 
 # Rows and columns of a block's tile; warps that share rows, columns and steps; chunks that are in
-# shared memory at a time, and the columns of one. The usual best come first.
+# shared memory at a time, and the bytes of a row of one. The usual best come first.
 _TILES: tuple[tuple[int, int, int, int, int, int, int], ...] = (
-    (128, 128, 2, 2, 1, 4, 32),
-    (128, 128, 2, 2, 1, 3, 64),
-    (128, 64, 2, 2, 1, 4, 32),
-    (64, 128, 1, 4, 1, 4, 32),
-    (64, 128, 1, 4, 1, 3, 64),
-    (64, 64, 2, 2, 1, 4, 64),
-    (32, 128, 1, 4, 1, 4, 64),
-    (32, 64, 1, 2, 2, 4, 64),
-    (16, 128, 1, 4, 1, 4, 64),
-    (16, 64, 1, 2, 2, 4, 64),
-    (64, 32, 2, 1, 2, 4, 64),
-    (32, 32, 1, 1, 4, 4, 128),
-    (64, 16, 2, 1, 2, 4, 64),
-    (32, 16, 1, 1, 4, 4, 128),
-    (64, 8, 2, 1, 2, 4, 64),
-    (32, 8, 1, 1, 4, 4, 128),
-    (16, 8, 1, 1, 4, 4, 128),
+    (128, 128, 2, 2, 1, 4, 64),
+    (256, 128, 4, 2, 1, 4, 64),
+    (128, 256, 2, 4, 1, 4, 64),
+    (128, 128, 2, 2, 1, 3, 128),
+    (128, 64, 2, 2, 1, 4, 64),
+    (64, 128, 1, 4, 1, 4, 64),
+    (64, 128, 1, 4, 1, 3, 128),
+    (64, 64, 2, 2, 1, 4, 128),
+    (32, 128, 1, 4, 1, 4, 128),
+    (32, 64, 1, 2, 2, 4, 128),
+    (16, 128, 1, 4, 1, 4, 128),
+    (16, 64, 1, 2, 2, 4, 128),
+    (64, 32, 2, 1, 2, 4, 128),
+    (32, 32, 1, 1, 4, 4, 256),
+    (64, 16, 2, 1, 2, 4, 128),
+    (32, 16, 1, 1, 4, 4, 256),
+    (64, 8, 2, 1, 2, 4, 128),
+    (32, 8, 1, 1, 4, 4, 256),
+    (16, 8, 1, 1, 4, 4, 256),
 )
 _KEYS = ("mt", "nt", "warps_m", "warps_n", "warps_k", "stages", "kb")
 # A tile may be this much wider than the activations: a narrower one would compute the same.
 _MOST_WIDTHS = 2
 _MOST_WARPS, _MOST_STAGES, _MOST_FRAGMENTS = 16, 8, 32
-_RUNS = (PIECE, 1)
+_RUNS = (RUN, 1)
+_MOST_ELEMENTS = 2**31 - 1
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -84,7 +86,7 @@ def _io(workload: Workload, shape: TensorShape) -> TensorIO:
     assert geometry is not None
     if geometry.layout == "features":
         return FeatureRows(geometry, workload.epilogue, shape)
-    kind = TokenRows if shape.run == PIECE else TurnedTokens
+    kind = TokenRows if shape.run == RUN else TurnedTokens
     return kind(geometry, workload.epilogue, shape)
 
 
@@ -94,6 +96,9 @@ def _supports(workload: Workload, machine: CudaMachine) -> Match:
         return Match(False, "activations in panels are for processors")
     if isinstance(geometry, Conv2dGeometry) and geometry.groups > 1:
         return Match(False, f"a convolution of {geometry.groups} groups has no sparse kernel")
+    elements = max(cost.input_elements(workload), cost.output_elements(workload))
+    if elements > _MOST_ELEMENTS:
+        return Match(False, f"activations of {elements} elements; kernels count in 32 bits")
     return Match(True)
 
 
@@ -101,16 +106,17 @@ def _fetches_runs(workload: Workload) -> bool:
     """Whether a token's neighbouring features can be fetched as one."""
     geometry = workload.geometry
     is_rows = isinstance(geometry, MatmulGeometry) and geometry.layout == "rows"
-    return is_rows and geometry is not None and geometry.weight_shape[1] % PIECE == 0
+    return is_rows and geometry is not None and geometry.weight_shape[1] % RUN == 0
 
 
 def _space(workload: Workload, machine: CudaMachine, parts: tuple[str, ...]) -> list[Config]:
     geometry = workload.geometry
     assert geometry is not None
-    wide = geometry.pixels if isinstance(geometry, Conv2dGeometry) else cost.columns_of(workload)
+    wide = cost.columns_of(workload)
     found = []
     for tile in _TILES:
         sizes = dict(zip(_KEYS, tile, strict=True))
+        sizes["kb"] //= numpy_dtype(workload.dtype).itemsize
         too_wide = sizes["nt"] >= _MOST_WIDTHS * wide and sizes["nt"] > FRAGMENT_COLUMNS
         for run in _RUNS:
             config = {**sizes, "run": run}
@@ -121,7 +127,7 @@ def _space(workload: Workload, machine: CudaMachine, parts: tuple[str, ...]) -> 
 
 def _check(workload: Workload, machine: CudaMachine, config: Config, parts: tuple[str, ...]) -> str:
     mt, nt, m, n, k, stages, kb = (int(config[key]) for key in _KEYS)
-    step = max(STEPS[part] for part in parts)
+    step = max(step_columns(part, workload.dtype) for part in parts)
     if mt not in TILE_HEIGHTS:
         return f"needs one of {', '.join(map(str, TILE_HEIGHTS))} rows in 'mt', not {mt}"
     if mt % (FRAGMENT_ROWS * m) or nt % (FRAGMENT_COLUMNS * n) or nt & (nt - 1):
@@ -134,8 +140,8 @@ def _check(workload: Workload, machine: CudaMachine, config: Config, parts: tupl
         return f"asks for more than {_MOST_FRAGMENTS} fragments of sums a warp"
     if config["run"] not in _RUNS:
         return f"fetches runs of {_RUNS[0]} columns or single ones, not {config['run']}"
-    if config["run"] == PIECE and not _fetches_runs(workload):
-        return f"can fetch single columns only here, not runs of {PIECE}"
+    if config["run"] == RUN and not _fetches_runs(workload):
+        return f"can fetch single columns only here, not runs of {RUN}"
     shape = _shape(workload, config, parts)
     if not tensor_at_once(machine, shape, elements_at_once(workload, shape)):
         return f"makes blocks that a multiprocessor of {machine.arch} cannot hold"
@@ -184,7 +190,8 @@ def _template(weight_format: str) -> KernelTemplate:
         estimate=estimate,
         arguments=_arguments,
         check=lambda workload, machine, config: _check(workload, machine, config, parts),
-        dtypes=HALF_TYPES,
+        dtypes=frozenset(FLOAT_TYPES),
+        on_tensor_cores=True,
     )
 
 

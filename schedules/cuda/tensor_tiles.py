@@ -18,14 +18,18 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
-from .ptx import commit_copies, copy_async, multiply, multiply_two_of_four, wait_for_copies
+from ...dtypes import numpy_dtype
+from ...formats.tensor_tiles import STEP_BYTES, step_columns
+from .multiplier import Multiplier
+from .ptx import commit_copies, copy_async, wait_for_copies
 from .threads import Threads, barrier, kept, launch, local, part_of, shared_bytes, whole
 
-# uint32 words of a 16x16 fragment, and of what two of four chose for 16 rows and 32 columns.
+# uint32 words of a step's 16 rows, and of what two of four chose for them.
 _FRAGMENT_WORDS, _CHOSEN_WORDS = 128, 16
-# Columns of the activations that a fragment has, and columns of the weight of a step.
+# Columns of the activations, and rows, that a fragment has.
 FRAGMENT_COLUMNS, FRAGMENT_ROWS = 8, 16
-STEPS = {"dense": 16, "sparse": 32}
+# Bytes of a row of the weight in a register pair of activations; a step of two of four has two.
+UNIT_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class TensorShape:
     stages : int
         Chunks in shared memory at a time.
     dtype : str
-        "float16" or "bfloat16".
+        "float16", "bfloat16" or "float32".
     rows_inner : bool
         Whether neighbours in y are rows of the weight, not columns of the activations.
     at_once : int
@@ -113,13 +117,37 @@ class TensorShape:
         line, along = (column, row) if self.rows_inner else (row, column)
         return line * self.slab_pitch + along
 
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of an element."""
+        return numpy_dtype(self.dtype).itemsize
+
+    @property
+    def piece(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // self.element_bytes
+
+    def steps(self, part: str) -> int:
+        """Count the steps of a chunk."""
+        return self.kb // step_columns(part, self.dtype)
+
     def words(self, part: str) -> int:
         """Count the uint32 words of a chunk of a part's values."""
-        return self.mt // 16 * self.kb // STEPS[part] * _FRAGMENT_WORDS
+        return self.mt // 16 * self.steps(part) * _FRAGMENT_WORDS
 
     def chosen_words(self, part: str) -> int:
         """Count the words that say what a chunk of two of four keeps."""
-        return self.mt // 16 * self.kb // 32 * _CHOSEN_WORDS if part == "sparse" else 0
+        return self.mt // 16 * self.steps(part) * _CHOSEN_WORDS if part == "sparse" else 0
+
+    @property
+    def gathered_pitch(self) -> int:
+        """Elements from one gathered row to the next: float32 is read by rows of banks."""
+        return self.nt + (8 - self.nt) % 32 if self.element_bytes == 4 else self.nt
+
+    @property
+    def slot_elements(self) -> int:
+        """Activations of a chunk in shared memory."""
+        return self.kb * (self.nt if self.run > 1 else self.gathered_pitch)
 
     @property
     def slot_words(self) -> int:
@@ -136,6 +164,10 @@ class TensorShape:
         """Shared memory of the weight's chunks: it comes first."""
         return 4 * self.stages * (self.slot_words + self.slot_chosen)
 
+    def fragment(self, step: Any, i: int, place: WarpPlace) -> Any:
+        """Count the fragments of a chunk before a warp's `i`-th one of a step."""
+        return step * (self.mt // FRAGMENT_ROWS) + i * self.warps_m + place.m
+
     @property
     def slab_elements(self) -> int:
         """Sums in shared memory at a time; they take the place of the chunks."""
@@ -144,7 +176,7 @@ class TensorShape:
     @property
     def memory_bytes(self) -> int:
         """Shared memory of a block."""
-        activations = 2 * self.stages * self.kb * self.nt
+        activations = self.element_bytes * self.stages * self.slot_elements
         return max(self.weight_bytes + activations, 4 * self.slab_elements)
 
 
@@ -205,8 +237,11 @@ class TensorIO(Protocol):
         """Finish what `fetch` left to be done after the multiplications of a turn."""
         ...
 
-    def load(self, registers: Any, slot: Any, step: Any, steps: int) -> None:
-        """Load a warp's fragments of `steps` steps of 16 rows, from that step of a slot on."""
+    def load(self, registers: Any, slot: Any, unit: Any, units: int) -> None:
+        """Load a warp's fragments of `units` pieces of two, from that one of a slot on.
+
+        A unit is `UNIT_BYTES` of the weight's columns: two registers of each fragment.
+        """
         ...
 
     def store(self, slab: Any, row_of: Callable[[Any], Any]) -> None:
@@ -214,15 +249,57 @@ class TensorIO(Protocol):
         ...
 
 
-class Weight:
-    """The arrays of a packed weight, as arguments of the kernel."""
+class WeightOperand(Protocol):
+    """How a tile reads a packed weight; it keeps the buffers that it declares."""
+
+    def declare(self) -> None:
+        """Declare its arrays; layers whose nonzeros differ share the function."""
+        ...
+
+    def begin(self, number: Any, memory: Any, threads: Threads, place: WarpPlace) -> Any:
+        """Return the tile that a block computes, and prepare it.
+
+        `memory` is the block's shared memory, whose first `TensorShape.weight_bytes` are for this.
+        """
+        ...
+
+    def chunks(self, part: str, tile: Any) -> tuple[Any, Any]:
+        """Return a tile's first chunk of a part, and the one behind its last."""
+        ...
+
+    def columns(self, part: str) -> Any:
+        """Return the list of columns that `TensorIO.look_up` reads."""
+        ...
+
+    def look_up(self, part: str, chunk: Any) -> None:
+        """Read what this thread has to know to fetch a chunk."""
+        ...
+
+    def fetch(self, part: str, chunk: Any, slot: Any) -> None:
+        """Start to bring a chunk to a slot of shared memory."""
+        ...
+
+    def load(self, a: Any, chosen: Any, i: int, step: Any, slot: Any) -> None:
+        """Load a warp's fragment of its `i`-th 16 rows at a step of a slot.
+
+        It goes to four registers of `a`; of two of four, what is kept goes to `chosen`, else None.
+        """
+        ...
+
+    def row(self, place: Any) -> Any:
+        """Return the matrix row of a row of the tiles."""
+        ...
+
+
+class TileWeight:
+    """Tiles of listed columns, as `formats.tensor_tiles` packs them."""
 
     def __init__(self, shape: TensorShape) -> None:
         self.shape = shape
         self.arrays: dict[str, Any] = {}
 
     def declare(self) -> None:
-        """Declare them; layers whose nonzeros differ share the function."""
+        """Declare the arrays."""
         shape = self.shape
         self._declare("tiles", "int32", shape.tiles)
         self._declare("rows", "int32", shape.tiles * shape.mt)
@@ -237,47 +314,99 @@ class Weight:
         extent = tirx.Var(f"n_{name}", "int64") if length is None else length
         self.arrays[name] = B.arg(name, B.Buffer((extent,), dtype))
 
-    def __getitem__(self, name: str) -> Any:
-        return self.arrays[name]
+    def begin(self, number: Any, memory: Any, threads: Threads, place: WarpPlace) -> Any:
+        """Cut shared memory up, and look the tile's number up."""
+        shape = self.shape
+        self.threads, self.place = threads, place
+        values, chosen = shape.stages * shape.slot_words, shape.stages * shape.slot_chosen
+        self.values = part_of(memory, 0, values, "uint32")
+        self.chosen = part_of(memory, 4 * values, chosen, "uint32") if chosen else None
+        return kept(self.arrays["tiles"][number])
+
+    def chunks(self, part: str, tile: Any) -> tuple[Any, Any]:
+        """Read where a tile's chunks begin and end."""
+        begins = self.arrays[f"{part}_begins"]
+        return kept(begins[tile]), kept(begins[tile + 1])
+
+    def columns(self, part: str) -> Any:
+        """Return the list."""
+        return self.arrays[f"{part}_columns"]
+
+    def look_up(self, part: str, chunk: Any) -> None:
+        """Do nothing: all chunks are of one size."""
+
+    def fetch(self, part: str, chunk: Any, slot: Any) -> None:
+        """Copy values, and what two of four keep."""
+        shape = self.shape
+        self._copy(f"{part}_values", self.values, shape.words(part), shape.slot_words, chunk, slot)
+        if part == "sparse":
+            words = shape.chosen_words(part)
+            self._copy("sparse_chosen", self.chosen, words, shape.slot_chosen, chunk, slot)
+
+    def _copy(self, name: str, to: Any, words: int, slot_words: int, chunk: Any, slot: Any) -> None:
+        with self.threads.share(words // 4) as piece:
+            source = self.arrays[name][chunk * words + piece * 4]
+            copy_async(to[slot * slot_words + piece * 4], source, 16)
+
+    def load(self, a: Any, chosen: Any, i: int, step: Any, slot: Any) -> None:
+        """Load a fragment as it lies in memory."""
+        lane, shape = self.threads.lane, self.shape
+        fragment = shape.fragment(step, i, self.place)
+        words = slot * shape.slot_words + fragment * _FRAGMENT_WORDS + lane * 4
+        B.buffer_store(a, self.values[B.ramp(words, 1, 4)], [B.ramp(i * 4, 1, 4)])
+        if chosen is not None:
+            assert self.chosen is not None
+            # Lanes 4g and 4g + 1 are asked; the others read along.
+            word = T.floordiv(lane, 4) * 2 + T.floormod(lane, 2)
+            at = slot * shape.slot_chosen + fragment * _CHOSEN_WORDS + word
+            B.buffer_store(chosen, self.chosen[at], [i])
+
+    def row(self, place: Any) -> Any:
+        """Look a row up where some were moved."""
+        return place if self.shape.in_order else self.arrays["rows"][place]
 
 
-def build_tensor_tiles(name: str, shape: TensorShape, io: TensorIO) -> Any:
-    """Build the PrimFunc: x, the arrays of the weight, the epilogue's operands, y."""
+def build_tensor_tiles(
+    name: str, shape: TensorShape, io: TensorIO, weight: WeightOperand | None = None
+) -> Any:
+    """Build the PrimFunc: x, the arrays of the weight, the epilogue's operands, y.
+
+    `weight` is by default one of listed columns.
+    """
     with IRBuilder() as builder:
         with B.prim_func():
             B.func_name(name)
             B.func_attr({"tirx.noalias": True, "op_pattern": 8, "tirx.is_scheduled": True})
             io.declare_input()
-            weight = Weight(shape)
-            weight.declare()
+            operand = weight or TileWeight(shape)
+            operand.declare()
             io.declare_output()
             io.prepare()
             grid = {"x": shape.tiles, **io.grid()}
             with launch(grid, shape.warps, shape.at_once) as (numbers, threads):
-                _Tile(shape, io, weight, threads).emit(numbers)
+                _Tile(shape, io, operand, threads).emit(numbers)
     return builder.get()
 
 
 class _Tile:
     """Emits the work of a block of threads."""
 
-    def __init__(self, shape: TensorShape, io: TensorIO, weight: Weight, threads: Threads) -> None:
+    def __init__(
+        self, shape: TensorShape, io: TensorIO, weight: WeightOperand, threads: Threads
+    ) -> None:
         self.shape, self.io, self.weight, self.threads = shape, io, weight, threads
         self.place = WarpPlace.of(shape, threads)
 
     def emit(self, numbers: Sequence[Any]) -> None:
         shape = self.shape
         memory = shared_bytes(shape.memory_bytes)
-        values, chosen = shape.stages * shape.slot_words, shape.stages * shape.slot_chosen
-        self.values = part_of(memory, 0, values, "uint32")
-        self.chosen = part_of(memory, 4 * values, chosen, "uint32") if chosen else None
-        elements = shape.stages * shape.kb * shape.nt
+        elements = shape.stages * shape.slot_elements
         ring = part_of(memory, shape.weight_bytes, elements, shape.dtype)
         self.slab = part_of(memory, 0, shape.slab_elements, "float32")
         self.sums = local(shape.mf * shape.nf * 4)
         with B.unroll(0, shape.mf * shape.nf * 4) as i:
             B.buffer_store(self.sums, T.float32(0), [i])
-        tile = kept(self.weight["tiles"][numbers[0]])
+        tile = self.weight.begin(numbers[0], memory, self.threads, self.place)
         self.io.begin(numbers[1:], self.threads, self.place, ring)
         for part in shape.parts:
             self._part(part, tile)
@@ -286,17 +415,16 @@ class _Tile:
     def _part(self, part: str, tile: Any) -> None:
         """Multiply by the chunks of a part, while the next ones come."""
         stages = self.shape.stages
-        begins = self.weight[f"{part}_begins"]
-        first, end = kept(begins[tile]), kept(begins[tile + 1])
+        first, end = self.weight.chunks(part, tile)
         count = kept(end - first)
         for stage in range(stages - 1):
             with B.If(count > stage), B.Then():
-                self.io.look_up(self.weight[f"{part}_columns"], first + stage)
+                self._look_up(part, first + stage)
                 self._fetch(part, first + stage, stage)
                 self.io.arrive(stage)
             commit_copies()
         with B.If(count > stages - 1), B.Then():
-            self.io.look_up(self.weight[f"{part}_columns"], first + (stages - 1))
+            self._look_up(part, first + (stages - 1))
         slot, next_slot = local(1, "int32"), local(1, "int32")
         B.buffer_store(slot, T.int32(0), [0])
         B.buffer_store(next_slot, T.int32(stages - 1), [0])
@@ -311,7 +439,7 @@ class _Tile:
             with B.If(coming < count), B.Then():
                 self.io.arrive(next_slot[0])
             with B.If(coming + 1 < count), B.Then():
-                self.io.look_up(self.weight[f"{part}_columns"], first + coming + 1)
+                self._look_up(part, first + coming + 1)
             for register in (slot, next_slot):
                 turned = T.Select(register[0] == stages - 1, T.int32(0), register[0] + 1)
                 B.buffer_store(register, turned, [0])
@@ -319,66 +447,42 @@ class _Tile:
         wait_for_copies(0)
         barrier()
 
+    def _look_up(self, part: str, chunk: Any) -> None:
+        """Read what has to be known to fetch a chunk, a turn before it is needed."""
+        self.weight.look_up(part, chunk)
+        self.io.look_up(self.weight.columns(part), chunk)
+
     def _fetch(self, part: str, chunk: Any, slot: Any) -> None:
         """Start to bring a chunk to a slot."""
-        shape = self.shape
-        self._copy(f"{part}_values", self.values, shape.words(part), shape.slot_words, chunk, slot)
-        if part == "sparse":
-            words = shape.chosen_words(part)
-            self._copy("sparse_chosen", self.chosen, words, shape.slot_chosen, chunk, slot)
+        self.weight.fetch(part, chunk, slot)
         self.io.fetch(slot)
-
-    def _copy(self, name: str, to: Any, words: int, slot_words: int, chunk: Any, slot: Any) -> None:
-        with self.threads.share(words // 4) as piece:
-            source = self.weight[name][chunk * words + piece * 4]
-            copy_async(to[slot * slot_words + piece * 4], source, 16)
 
     def _multiply(self, part: str, slot: Any) -> None:
         """Multiply a warp's rows by its columns, step by step."""
         shape = self.shape
-        steps = shape.kb // STEPS[part] // shape.warps_k
+        steps = shape.steps(part) // shape.warps_k
+        units = STEP_BYTES[part] // UNIT_BYTES
         a = local(shape.mf * 4, "uint32")
-        halves = STEPS[part] // 16
-        b = whole(local(shape.nf * 2 * halves, "uint32"))
+        b = whole(local(shape.nf * 2 * units, "uint32"))
         chosen = local(shape.mf, "uint32") if part == "sparse" else None
+        multiplier = Multiplier(shape.dtype, part, a, b, chosen)
         for number in range(steps):
             step = self.place.k * steps + number
-            self.io.load(b, slot, step * halves, halves)
+            self.io.load(b, slot, step * units, units)
             for i in range(shape.mf):
-                fragment = step * (shape.mt // 16) + i * shape.warps_m + self.place.m
-                self._load_weight(a, chosen, i, fragment, slot)
-            for i in range(shape.mf):
-                for j in range(shape.nf):
-                    into = self.sums[(i * shape.nf + j) * 4]
-                    if part == "dense":
-                        multiply(into, a[i * 4], b[j * 2], shape.dtype)
-                    else:
-                        assert chosen is not None
-                        multiply_two_of_four(into, a[i * 4], b[j * 4], chosen[i], 0, shape.dtype)
-
-    def _load_weight(self, a: Any, chosen: Any, i: int, fragment: Any, slot: Any) -> None:
-        lane, shape = self.threads.lane, self.shape
-        words = slot * shape.slot_words + fragment * _FRAGMENT_WORDS + lane * 4
-        B.buffer_store(a, self.values[B.ramp(words, 1, 4)], [B.ramp(i * 4, 1, 4)])
-        if chosen is not None:
-            # Lanes 4g and 4g + 1 are asked; the others read along.
-            word = T.floordiv(lane, 4) * 2 + T.floormod(lane, 2)
-            at = slot * shape.slot_chosen + fragment * _CHOSEN_WORDS + word
-            B.buffer_store(chosen, self.chosen[at], [i])
+                self.weight.load(a, chosen, i, step, slot)
+            multiplier.multiply(self.sums, shape.mf, shape.nf)
 
     def _results(self, tile: Any) -> None:
         """Bring sums to shared memory, 16 rows a warp at a time, and have them written."""
-        shape, rows = self.shape, self.weight["rows"]
+        shape = self.shape
         for i in range(shape.mf):
             if i:
                 barrier()
             self._to_slab(i)
             barrier()
             first = tile * shape.mt + i * shape.slab_rows
-            if shape.in_order:
-                self.io.store(self.slab, lambda r, first=first: first + r)
-            else:
-                self.io.store(self.slab, lambda r, first=first: rows[first + r])
+            self.io.store(self.slab, lambda r, first=first: self.weight.row(first + r))
 
     def _to_slab(self, i: int) -> None:
         shape, place, lane = self.shape, self.place, self.threads.lane

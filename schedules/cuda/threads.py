@@ -12,7 +12,8 @@ from tvm.tirx.script import builder as B
 
 WARP = 32
 
-_BYTES = {"uint8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4}
+_BYTES = {"uint8": 1, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4}
+_BYTES |= {"float32": 4, "uint64": 8}
 
 _AT_ONCE = "tirx.launch_bounds_min_blocks_per_sm"
 

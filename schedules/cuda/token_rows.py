@@ -20,8 +20,8 @@ from .slabs import RowOf, store_token_rows
 from .tensor_tiles import FRAGMENT_COLUMNS, TensorShape, WarpPlace
 from .threads import Threads, local
 
-# Elements of a piece of 16 bytes, and pieces that cover all banks.
-PIECE, BANKS_PIECES = 8, 8
+# Features that are fetched as one, and pieces of 16 bytes that cover all banks.
+RUN, BANKS_PIECES = 8, 8
 
 
 def shifted(piece: Any, row: Any, pieces: int) -> Any:
@@ -43,7 +43,7 @@ class TokenRows:
         self.geometry, self.shape = geometry, shape
         self.tokens = tirx.Var("n", "int64") if geometry.n is None else geometry.n
         self.results = Results(epilogue, geometry.m, (self.tokens, geometry.m), shape.dtype)
-        self.pieces = shape.kb // PIECE
+        self.pieces = shape.kb // shape.piece
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -63,7 +63,7 @@ class TokenRows:
     def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
         """Prepare a tile of tokens."""
         self.first, self.threads, self.place = numbers[0] * self.shape.nt, threads, place
-        self.slot_size = self.shape.nt * self.shape.kb
+        self.slot_size = self.shape.slot_elements
         self.ring = ring
         # A thread fetches the same piece of one token after the other, if the threads allow it.
         self.turns = -(-self.shape.nt * self.pieces // threads.count)
@@ -72,9 +72,12 @@ class TokenRows:
 
     def look_up(self, columns: Any, chunk: Any) -> None:
         """Read which features the pieces of a chunk are."""
+        piece_size, runs = self.shape.piece, self.shape.kb // RUN
         for turn in range(1 if self.same else self.turns):
             piece = T.floormod(turn * self.threads.count + self.threads.number, self.pieces)
-            B.buffer_store(self.columns, columns[chunk * self.pieces + piece], [turn])
+            feature = piece * piece_size
+            entry = columns[chunk * runs + T.floordiv(feature, RUN)]
+            B.buffer_store(self.columns, entry + T.floormod(feature, RUN), [turn])
 
     def fetch(self, slot: Any) -> None:
         """Copy pieces; tokens behind the last one are zeros."""
@@ -83,7 +86,7 @@ class TokenRows:
             i = turn * self.threads.count + self.threads.number
             token, piece = T.floordiv(i, self.pieces), T.floormod(i, self.pieces)
             at = slot * self.slot_size + token * shape.kb
-            to = self.ring[at + shifted(piece, token, self.pieces) * PIECE]
+            to = self.ring[at + shifted(piece, token, self.pieces) * shape.piece]
             n = self.first + token
             source = self.x[n, self.columns[0 if self.same else turn]]
             if (turn + 1) * self.threads.count > total:
@@ -95,19 +98,19 @@ class TokenRows:
     def arrive(self, slot: Any) -> None:
         """Do nothing: copies arrive by themselves."""
 
-    def load(self, registers: Any, slot: Any, step: Any, steps: int) -> None:
+    def load(self, registers: Any, slot: Any, unit: Any, units: int) -> None:
         """Load fragments: tokens are the rows of the matrices."""
         lane = self.threads.lane
         row, matrix = T.floormod(lane, 8), T.floordiv(lane, 8)
-        per_fragment = 2 * steps
+        per_fragment = 2 * units
         first = self.place.n * (self.shape.nf * FRAGMENT_COLUMNS)
         at_once = 2 if per_fragment == 2 and self.shape.nf % 2 == 0 else 1
         for j in range(0, self.shape.nf, at_once):
             fragment = T.floordiv(matrix, per_fragment) if at_once == 2 else 0
             token = first + (j + fragment) * FRAGMENT_COLUMNS + row
-            piece = step * 2 + T.floormod(matrix, per_fragment)
+            piece = unit * 2 + T.floormod(matrix, per_fragment)
             at = slot * self.slot_size + token * self.shape.kb
-            source = self.ring[at + shifted(piece, token, self.pieces) * PIECE]
+            source = self.ring[at + shifted(piece, token, self.pieces) * self.shape.piece]
             count = per_fragment * at_once
             load_matrices(registers[j * per_fragment], source, count, False)
 

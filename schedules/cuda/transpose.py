@@ -7,10 +7,11 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
+from ...dtypes import numpy_dtype
 from .threads import barrier, launch, local, shared
 
-# Tokens and features of a tile, warps that share it, and elements read or written as one.
-_TILE, _WARPS, _PAIR = 64, 8, 2
+# Tokens and features of a tile, warps that share it, and bytes read or written as one.
+_TILE, _WARPS, _WORD = 64, 8, 4
 # Blocks that a multiprocessor shall hold.
 _AT_ONCE = 8
 
@@ -21,12 +22,13 @@ def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int) -> None:
     What is behind the last token becomes zero.
     """
     dtype = str(turned.dtype)
-    width = _PAIR if features % _PAIR == 0 else 1
+    out = _WORD // numpy_dtype(dtype).itemsize
+    width = out if features % out == 0 else 1
     grid = {"x": turned.shape[0], "y": -(-features // _TILE)}
     with launch(grid, _WARPS, _AT_ONCE) as (numbers, threads):
         first_token, first_feature = numbers[0] * _TILE, numbers[1] * _TILE
-        # An odd number of words from one feature to the next: no bank is hit twice.
-        row = _TILE + _PAIR
+        # An odd number of words from one feature to the next: lanes write different banks.
+        row = _TILE + out
         tile = shared(_TILE * row, dtype)
         read = local(width, dtype)
         whole = B.ramp(0, 1, width) if width > 1 else 0
@@ -42,12 +44,14 @@ def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int) -> None:
             for j in range(width):
                 B.buffer_store(tile, read[j], [(feature + j) * row + token])
         barrier()
-        with threads.share(_TILE // _PAIR * _TILE) as i:
-            feature, token = T.floordiv(i, _TILE // _PAIR), T.floormod(i, _TILE // _PAIR) * _PAIR
-            k = first_feature + feature
+        across = _TILE // out
+        with threads.share(across * _TILE) as i:
+            feature, token = T.floordiv(i, across), T.floormod(i, across) * out
+            k, at = first_feature + feature, feature * row + token
             with B.If(k < features), B.Then():
-                pair = tile[B.ramp(feature * row + token, 1, _PAIR)]
-                B.buffer_store(turned, pair, [numbers[0], k, B.ramp(token, 1, _PAIR)])
+                word = tile[B.ramp(at, 1, out) if out > 1 else at]
+                place = B.ramp(token, 1, out) if out > 1 else token
+                B.buffer_store(turned, word, [numbers[0], k, place])
 
 
 def turned_shape(tokens: Any, features: int) -> tuple[Any, int, int]:

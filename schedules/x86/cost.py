@@ -413,6 +413,46 @@ def sliced_events(
     )
 
 
+def gathered_events(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> Events:
+    """Count the events of the kernel of panels over the columns that they need."""
+    rows, columns = profile.shape
+    mr, kb, nt = int(config["mr"]), int(config["kb"]), int(config["nt"])
+    extent = _extent(workload, machine.lanes, nt)
+    groups = math.ceil(rows / mr) * math.ceil(columns / kb)
+    listed = _listed_columns(profile, mr)
+    cycles_each = max(1 / machine.fma_per_cycle, (mr + nt) / (mr * nt) / 2)
+    waiting = max(1.0, _FMA_LATENCY * machine.fma_per_cycle / (mr * nt))
+    packed_lines = (4 * listed * mr + 2 * listed + 6 * groups) / 64
+    return _together(
+        _movement(workload, machine, extent, int(config.get("parts", 1))),
+        _lines("weight_line", packed_lines, extent.panels, machine),
+        {
+            "dense_fma": extent.vectors * listed * mr * cycles_each * waiting,
+            "column": extent.panels * listed,
+            "far_load": extent.vectors * listed * _far(min(kb, columns), nt, machine),
+            "loop": float(extent.panels * groups),
+            "surprise": groups * _unforeseen(groups, extent.panels),
+            "tile": float(extent.vectors * groups * mr if columns > kb else 0),
+        },
+    )
+
+
+def _listed_columns(profile: SparsityProfile, mr: int) -> float:
+    """Count the columns that panels of `mr` rows need, all together.
+
+    Rows without a nonzero are left out, so that tiles that skip them may need fewer than blocks
+    that stand where they are.
+    """
+    tall = profile.tile(16).columns
+    aligned = {4: (4, 1), 8: (8, 1), 16: (16, 1)}
+    if mr in aligned:
+        return float(min(profile.block(*aligned[mr]).occupied, tall * 16 // mr))
+    masks = _masks(round(profile.density, 4), round(_likeness(profile), 3), mr)
+    return masks.touched * math.ceil(profile.shape[0] / mr) * profile.shape[1]
+
+
 def _as_issued(counted: dict[str, float], multiplied: float, machine: X86Machine) -> Events:
     """Add what is missing to the cycles in which the dense kernel issues so many multiply-adds.
 

@@ -19,10 +19,10 @@ from tvm.tirx.script import builder as B
 
 from ...panels import Tiles, split_evenly
 from ..vectors import Vectors
-from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
+from .panel_weights import DenseWeight, GatheredWeight, MaskedWeight, SlicedWeight
 from .register_tile import RegisterTile
 
-Weight = MaskedWeight | SlicedWeight | DenseWeight
+Weight = MaskedWeight | SlicedWeight | GatheredWeight | DenseWeight
 
 # The first column of a range, and the one behind its last.
 Share = tuple[int, int]

@@ -135,6 +135,56 @@ class SlicedWeight:
 
 
 @dataclass(frozen=True)
+class GatheredWeight:
+    """The arrays of a `gathered_panels` weight as kernel arguments."""
+
+    mr: int
+    panels: int
+    blocks: int
+
+    def declare(self) -> dict[str, Any]:
+        """Declare the arguments; long arrays keep symbolic lengths: layers share the function."""
+        pieces = self.panels * self.blocks
+        columns, values = tirx.Var("n_columns", "int64"), tirx.Var("n_values", "int64")
+        return {
+            "lengths": B.arg("lengths", B.Buffer((pieces,), "uint16")),
+            "column_at": B.arg("column_at", B.Buffer((pieces,), "int32")),
+            "rows": B.arg("rows", B.Buffer((self.panels * self.mr,), "int32")),
+            "columns": B.arg("columns", B.Buffer((columns,), "uint16")),
+            "values": B.arg("values", B.Buffer((values,), "float32")),
+            "one": T.Cast("int32", T.min(columns, T.int64(1))),
+        }
+
+    def row(self, args: dict[str, Any], block: Any, panel: Any, slot: int) -> Any:
+        """Return the matrix row of a panel slot."""
+        return args["rows"][panel * self.mr + slot]
+
+    def accumulate(
+        self,
+        args: dict[str, Any],
+        tile: RegisterTile,
+        group: Any,
+        block: Any,
+        panel: Any,
+        x: Any,
+        offset: Any,
+    ) -> None:
+        """Add a panel to the tile; `x` holds the block as [kb][width] from `offset` on."""
+        at = block * self.panels + panel
+        column = Position(args["column_at"][at])
+        with rolled_loop(args["lengths"][at], args["one"]):
+            base = offset + T.Cast("int32", args["columns"][column.now]) * tile.width
+            first = column.now * self.mr
+            tile.multiply(
+                list(range(self.mr)),
+                lambda q: tile.vectors.splat(args["values"][first + q]),
+                x,
+                base,
+            )
+            column.advance(1)
+
+
+@dataclass(frozen=True)
 class DenseWeight:
     """The array of a `dense` weight as a kernel argument; every column has every row."""
 

@@ -24,6 +24,7 @@ _BLOCKS_OF_L1 = (0.5, 0.75, 1, 1.5, 2, 3, 4, 6)
 # Eight rows have 255 masks, which take ten seconds to compile and were never fastest.
 _MASK_ROWS = (2, 3, 4, 5, 6)
 _SLICE_ROWS = (2, 4, 6, 8, 12, 16)
+_GATHERED_ROWS = (2, 4, 8, 16)
 _DENSE_ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 _VECTORS = (1, 2, 3, 4, 6)
 
@@ -57,6 +58,10 @@ def _slices(usual: Config, workload: Workload, machine: X86Machine) -> list[Conf
     shares = (1, 2) if narrow.lanes > 1 else (1,)
     found = _over(_SLICE_ROWS, [{**usual, "share": s} for s in shares], workload, narrow)
     return [config for config in found if int(config["mr"]) % int(config["share"]) == 0]
+
+
+def _gathered(usual: Config, workload: Workload, machine: X86Machine) -> list[Config]:
+    return _over(_GATHERED_ROWS, [usual], workload, machine)
 
 
 def _panels(usual: Config, workload: Workload, machine: X86Machine) -> list[Config]:
@@ -114,5 +119,6 @@ def _with_every_thread_count(config: dict[str, Any], workload: Workload) -> list
 _WIDER: dict[str, Callable[[Config, Workload, X86Machine], list[Config]]] = {
     "register_tile": _masks,
     "sliced_rows": _slices,
+    "gathered_panels": _gathered,
     "dense_panels": _panels,
 }

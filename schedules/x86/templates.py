@@ -28,7 +28,7 @@ from .gemv import MAX_TOKENS, build_gemv
 from .matmul_io import MatmulIO
 from .metaschedule import METASCHEDULE
 from .panel_kernel import PanelShape, Weight, build_panel_kernel
-from .panel_weights import DenseWeight, MaskedWeight, SlicedWeight
+from .panel_weights import DenseWeight, GatheredWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 from .pixel_tiles import pixel_tiles
 
@@ -48,6 +48,11 @@ _SPARSE_TILES: dict[int, tuple[tuple[int, int], ...]] = {
 _SLICED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
     32: ((4, 4), (4, 2)),
     16: ((2, 4), (4, 2)),
+}
+# Rows that blocks of weights have.
+_GATHERED_TILES: dict[int, tuple[tuple[int, int], ...]] = {
+    32: ((8, 3), (4, 4), (16, 1), (8, 2), (4, 6)),
+    16: ((4, 3), (4, 2), (8, 1), (2, 4)),
 }
 # One vector of tokens, and one token: vectors of one float, whose rows the compiler may gather.
 _NARROW_TILES = ((6, 1), (4, 1))
@@ -136,6 +141,10 @@ def _tiles_that_fit(
 
 def _sparse_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return _space_over(_SPARSE_TILES[machine.registers], workload, machine)
+
+
+def _gathered_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    return _space_over(_GATHERED_TILES[machine.registers], workload, machine)
 
 
 def _sliced_space(workload: Workload, machine: X86Machine) -> list[Config]:
@@ -280,6 +289,12 @@ def _build_sparse(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
     return _build_packed(MaskedWeight, workload, machine, packed, config)
+
+
+def _build_gathered(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    return _build_packed(GatheredWeight, workload, machine, packed, config)
 
 
 def _build_sliced(
@@ -514,6 +529,15 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         build=_build_sliced,
         check=_check_tile,
         **_priced(_sliced_events),
+    ),
+    KernelTemplate(
+        name="gathered_panels",
+        format="gathered_panels",
+        supports=_supports_sparse,
+        space=_gathered_space,
+        build=_build_gathered,
+        check=_check_tile,
+        **_priced(cost.gathered_events),
     ),
     KernelTemplate(
         name="dense_panels",

@@ -27,17 +27,23 @@ struct Site {
 };
 static std::vector<Site> sites;
 
-static void note(int number, size_t thread, uint32_t at, uint32_t bytes) {
+// Starts a thread's next visit of a site, and returns what its warp does there.
+static Instruction& visit(int number, size_t thread) {
   if (number >= static_cast<int>(sites.size())) sites.resize(number + 1);
   Site& site = sites[number];
-  site.bytes = bytes;
   site.visits.resize(fibres.size());
   site.by_warp.resize((fibres.size() + kLanes - 1) / kLanes);
   auto& instructions = site.by_warp[thread / kLanes];
-  size_t visit = site.visits[thread]++;
-  if (visit >= instructions.size()) instructions.resize(visit + 1);
-  instructions[visit].lanes |= 1u << thread % kLanes;
-  instructions[visit].at[thread % kLanes] = at;
+  size_t number_of_visit = site.visits[thread]++;
+  if (number_of_visit >= instructions.size()) instructions.resize(number_of_visit + 1);
+  return instructions[number_of_visit];
+}
+
+static void note(int number, size_t thread, uint32_t at, uint32_t bytes) {
+  Instruction& instruction = visit(number, thread);
+  sites[number].bytes = bytes;
+  instruction.lanes |= 1u << thread % kLanes;
+  instruction.at[thread % kLanes] = at;
 }
 
 // Counts what some lanes access together: 32 banks of 4 bytes, a word for all lanes at once.

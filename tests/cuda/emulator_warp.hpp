@@ -124,6 +124,22 @@ static void load_matrices(const char* name, int line, uint* to, Address row) {
   together<MatrixRows>(name, line, mine, load_matrix_rows<count, transposed>);
 }
 
+static void expand_pairs(int count, uint* to, Address values, uint bits) {
+  for (int i = 0; i < count; ++i) to[i] = 0;
+  for (int bit = 0; bit < 2 * count; ++bit) {
+    if (!(bits >> bit & 1)) {
+      // Lanes that read the next value must not seem to read it together with those of this bit.
+      if (counting) visit(values.site, current);
+      continue;
+    }
+    uint16_t value;
+    access_shared(values.at, sizeof value, values.site);
+    std::memcpy(&value, values.at, sizeof value);
+    to[bit / 2] |= static_cast<uint>(value) << 16 * (bit % 2);
+    values.at += sizeof value;
+  }
+}
+
 struct Factors {
   float* c;
   const uint *a, *b;
@@ -200,6 +216,82 @@ static void multiply_chosen(Factors* const* lanes) {
   add_product(lanes, a, b, 32);
 }
 
+// TF32: a float32 of which the last 13 bits are not read.
+static float as_tf32(uint word) {
+  word &= 0xffffe000u;
+  float number;
+  std::memcpy(&number, &word, sizeof number);
+  return number;
+}
+
+static void unpack_a32(Factors* const* lanes, float (*a)[8]) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int i = 0; i < 4; ++i)
+      a[lane / 4 + 8 * (i % 2)][lane % 4 + 4 * (i / 2)] = as_tf32(lanes[lane]->a[i]);
+}
+
+static void unpack_b32(Factors* const* lanes, int registers, float (*b)[8]) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int i = 0; i < registers; ++i)
+      b[lane % 4 + 4 * i][lane / 4] = as_tf32(lanes[lane]->b[i]);
+}
+
+static void multiply_dense32(Factors* const* lanes) {
+  float held[16][8], a[16][32], b[8][8];
+  unpack_a32(lanes, held);
+  unpack_b32(lanes, 2, b);
+  for (int row = 0; row < 16; ++row) std::copy(held[row], held[row] + 8, a[row]);
+  add_product(lanes, a, b, 8);
+}
+
+// Puts a row's kept elements, one of each pair, where the metadata says: as two halves each.
+static void spread32(const float* held, const uint (*chosen)[2], int row, float* a) {
+  std::fill(a, a + 16, 0.0f);
+  for (int pair = 0; pair < 8; ++pair) {
+    uint code = chosen[row % 8][pair / 4] >> (row / 8 * 16 + pair % 4 * 4) & 15;
+    if (code != 0x4 && code != 0xe) fault("mma.sp is told %x of pair %d of row %d", code, pair, row);
+    a[2 * pair + (code == 0xe)] = held[pair];
+  }
+}
+
+template <int selector>
+static void multiply_chosen32(Factors* const* lanes) {
+  float held[16][8], a[16][32], b[16][8];
+  uint chosen[8][2];
+  unpack_a32(lanes, held);
+  unpack_b32(lanes, 4, b);
+  for (int g = 0; g < 8; ++g)
+    for (int part = 0; part < 2; ++part) chosen[g][part] = lanes[4 * g + 2 * selector + part]->chosen;
+  for (int row = 0; row < 16; ++row) spread32(held[row], chosen, row, a[row]);
+  add_product(lanes, a, b, 16);
+}
+
+static void multiply32(const char* name, int line, float* c, const uint* a, const uint* b) {
+  Factors mine = {c, a, b, 0};
+  together<Factors>(name, line, mine, multiply_dense32);
+}
+
+template <int selector>
+static void multiply_one_of_two(const char* name, int line, float* c, const uint* a, const uint* b,
+                                uint chosen) {
+  Factors mine = {c, a, b, chosen};
+  together<Factors>(name, line, mine, multiply_chosen32<selector>);
+}
+
+// Splits numbers as `sparse_split_N` does: the same arithmetic.
+template <int count>
+static void split(uint* big, uint* small, const uint* x) {
+  for (int i = 0; i < count; ++i) {
+    float number, first;
+    big[i] = (x[i] + 0x1000u) & 0xffffe000u;
+    std::memcpy(&number, &x[i], sizeof number);
+    std::memcpy(&first, &big[i], sizeof first);
+    float rest = number - first;
+    std::memcpy(&small[i], &rest, sizeof rest);
+    small[i] += 0x1000u;
+  }
+}
+
 template <typename Number>
 static void multiply(const char* name, int line, float* c, const uint* a, const uint* b) {
   Factors mine = {c, a, b, 0};
@@ -232,6 +324,8 @@ static void multiply_two_of_four(const char* name, int line, float* c, const uin
 #define sparse_load_matrices_2_transposed(...) EMULATOR_MATRICES(2, true) __VA_ARGS__)
 #define sparse_load_matrices_4_transposed(...) EMULATOR_MATRICES(4, true) __VA_ARGS__)
 
+#define sparse_expand_pairs_4(...) emulator::expand_pairs(4, __VA_ARGS__)
+
 #define sparse_multiply_f16(...) emulator::multiply<half>("mma", __LINE__, __VA_ARGS__)
 #define sparse_multiply_bf16(...) emulator::multiply<nv_bfloat16>("mma", __LINE__, __VA_ARGS__)
 
@@ -241,3 +335,10 @@ static void multiply_two_of_four(const char* name, int line, float* c, const uin
 #define sparse_multiply_two_of_four_f16_1(...) EMULATOR_CHOSEN(half, 1) __VA_ARGS__)
 #define sparse_multiply_two_of_four_bf16_0(...) EMULATOR_CHOSEN(nv_bfloat16, 0) __VA_ARGS__)
 #define sparse_multiply_two_of_four_bf16_1(...) EMULATOR_CHOSEN(nv_bfloat16, 1) __VA_ARGS__)
+#define sparse_multiply_tf32(...) emulator::multiply32("mma", __LINE__, __VA_ARGS__)
+#define sparse_multiply_two_of_four_tf32_0(...) \
+  emulator::multiply_one_of_two<0>("mma.sp", __LINE__, __VA_ARGS__)
+#define sparse_multiply_two_of_four_tf32_1(...) \
+  emulator::multiply_one_of_two<1>("mma.sp", __LINE__, __VA_ARGS__)
+#define sparse_split_2 emulator::split<2>
+#define sparse_split_4 emulator::split<4>

@@ -141,7 +141,7 @@ def run_kernel(
     packed = FORMATS[template.format].pack(matrix_view(weight, workload.op), config)
     function = template.build(workload, MACHINE, packed, config)
     x, channels, tensors, shape = operands(workload, batch, seed)
-    want, bound = reference(workload, weight, x, channels, tensors)
+    want, bound = reference(workload, weight, x, channels, tensors, template.on_tensor_cores)
     if getattr(workload.geometry, "layout", "") == "features":
         x, shape, want, bound = _turned(x), shape[::-1], want.T, bound.T
         tensors = [_turned(tensor) for tensor in tensors]

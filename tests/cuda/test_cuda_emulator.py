@@ -533,6 +533,32 @@ def test_bits_are_counted():
     np.testing.assert_array_equal(y, want)
 
 
+def test_values_go_where_bits_are_set():
+    def body(threads: Threads, x: Any, b: Any, y: Any) -> None:
+        lane, tile = threads.lane, part_of(shared_bytes(512), 0, 256, "uint16")
+        eight = B.ramp(lane * 8, 1, 8)
+        B.buffer_store(tile, x[eight], [eight])
+        barrier()
+        held = whole(local(4, "uint32"))
+        ptx.expand_pairs(held[0], tile[lane * 7], b[lane], 4)
+        for i in range(4):
+            B.buffer_store(y, held[i], [lane * 4 + i])
+
+    rng = np.random.default_rng(0)
+    x, b = rng.integers(1, 2**16, 256, np.uint16), rng.integers(0, 256, 32, np.uint32)
+    b[:2] = 0, 255
+    y = np.zeros(128, np.uint32)
+    shapes = {"x": ((256,), "uint16"), "b": ((32,), "uint32"), "y": ((128,), "uint32")}
+    traffic = run(built(body, **shapes), X=x, B=b, Y=y, count_conflicts=True)
+    for lane, pairs in enumerate(y.view(np.uint16).reshape(32, 8)):
+        places = np.flatnonzero(b[lane] >> np.arange(8) & 1)
+        want = np.zeros(8, np.uint16)
+        want[places] = x[lane * 7 : lane * 7 + len(places)]
+        np.testing.assert_array_equal(pairs, want)
+    (expanded,) = [counts for line, counts in traffic.by_site.items() if "expand" in line]
+    assert expanded[1] == 8
+
+
 def everything(dtype: str) -> Any:
     """Build a kernel that calls all device functions; what it computes means nothing."""
 
@@ -552,6 +578,7 @@ def everything(dtype: str) -> Any:
             for transposed in (False, True):
                 ptx.load_matrices(held[0], tile[lane * 8], count, transposed)
                 ptx.multiply(sums[0], held[0], held[0], dtype)
+        ptx.expand_pairs(held[0], tile[lane], T.uint32(5), 4)
         for selector in (0, 1):
             ptx.multiply_two_of_four(sums[0], held[0], held[0], held[1], selector, dtype)
         store_sums(y, sums, lane)

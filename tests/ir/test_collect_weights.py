@@ -12,6 +12,7 @@ from tvm import relax
 from tvm_sparse.passes.collect_weights import collect_weights
 
 import tvm_sparse as ts
+from tvm_sparse import zoo
 from tvm_sparse.errors import CheckError
 from tvm_sparse.ops import WeightSite
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry
@@ -86,6 +87,40 @@ REFUSED = {
         "the weight is float64; kernels exist for float32, float16 and bfloat16 only",
     ),
 }
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_found_with_its_geometry_and_epilogue(dtype):
+    [matmul] = collect_weights(ts.load(zoo.single_matmul(12, 16, 5, bias=True, dtype=dtype)))
+    assert matmul.site.workload.dtype == dtype
+    assert matmul.site.workload.geometry == MatmulGeometry(12, 16, 5)
+    assert matmul.site.workload.epilogue.describe() == "add"
+    [conv] = collect_weights(ts.load(zoo.single_conv(4, 8, 6, dtype=dtype)))
+    assert conv.site.workload.dtype == dtype
+    assert conv.site.workload.epilogue.describe() == "add+maximum"
+    assert (matmul.site.refusal, conv.site.refusal) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "y", "words"),
+    [
+        ("float32", "float16", "float32", "the activations are float32, and the weight is float16"),
+        ("float16", "float32", "float32", "the activations are float16, and the weight is float32"),
+        ("float16", "float16", "float32", "the result is float32, and the weight is float16"),
+    ],
+)
+def test_types_that_are_mixed_are_refused_in_words(x, w, y, words):
+    data = relax.Var("x", relax.TensorType((5, 16), x))
+    weight = relax.Var("w", relax.TensorType((16, 12), w))
+    builder = relax.BlockBuilder()
+    with builder.function("main", [data, weight], attrs={"num_input": 1}):
+        with builder.dataflow():
+            result = builder.emit_output(relax.op.matmul(data, weight, y))
+        builder.emit_func_output(result)
+    model = ts.load(builder.get(), params={"w": random(16, 12).astype(w)})
+    [fused] = collect_weights(model)
+    assert fused.site.refusal == words
+    assert fused.site.workload.geometry is None
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -8,11 +8,12 @@ import numpy as np
 import onnx
 import pytest
 from load_support import onnx_model, random, run_onnx
-from onnx import helper
+from onnx import TensorProto, helper
 from tvm import relax
 from tvm_sparse.passes.collect_weights import FusedSite, collect_weights
 
 import tvm_sparse as ts
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.errors import ModelError
 from tvm_sparse.model import Model
 
@@ -377,3 +378,38 @@ def test_a_vector_of_activations_is_one_token():
     proto = matmul_graph([node("Add", "h r", "y")], inputs={"x": (16,), "r": (12,)})
     assert fused(proto) == ["add"]
     agrees(proto)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_fused_in_half_precision_is_of_that_type(dtype):
+    kind = numpy_dtype(dtype)
+    element = helper.np_dtype_to_tensor_dtype(kind)
+    nodes = [
+        node("MatMul", "x w", "h", name="fc"),
+        node("Add", "h b", "i"),
+        node("Clip", "i low high", "j"),
+        node("Add", "j r", "k"),
+        node("Mul", "k two", "l"),
+        node("Cast", "l", "m", to=element),
+        node("Relu", "m", "y"),
+    ]
+    weights = {"w": W, "b": random(12), "low": np.array(-0.5), "high": np.array(0.5)}
+    weights |= {"two": np.array([2.0])}
+    rounded = {name: value.astype(kind) for name, value in weights.items()}
+    proto = onnx_model(nodes, rounded, {"x": (5, 16), "r": (5, 12)}, dtype=element)
+    [site] = sites_of(proto)
+    assert site.site.workload.epilogue.describe() == "add+maximum+minimum+add+multiply+maximum"
+    assert [str(tensor.ty.dtype) for tensor in site.fused.tensors] == [dtype]
+
+
+def test_a_cast_to_another_type_ends_what_is_fused():
+    nodes = [
+        node("MatMul", "x w", "h", name="fc"),
+        node("Relu", "h", "i"),
+        node("Cast", "i", "j", to=TensorProto.FLOAT),
+        node("Exp", "j", "k"),
+        node("Cast", "k", "y", to=TensorProto.FLOAT16),
+    ]
+    half = W.astype(np.float16)
+    proto = onnx_model(nodes, {"w": half}, {"x": (5, 16)}, dtype=TensorProto.FLOAT16)
+    assert fused(proto) == ["maximum"]

@@ -365,3 +365,16 @@ def test_results_of_another_machine_are_measured_again(script, tmp_path, monkeyp
     data = json.loads(path.read_text())
     assert data["cpu"] == "two"
     assert len(data["cases"]) == 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_networks_in_half_precision_are_compared_with_what_their_type_allows(tmp_path, dtype):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "half.onnx"
+    save_onnx(zoo.single_matmul(32, 48, 8, dtype=dtype), path)
+    result = module.bench(path, ("onnxruntime", "tvm"), 1, repeats=3)
+    [case] = result.cases
+    ours = next(system for system in case.systems if system.name == "tvm_sparse")
+    assert not ours.failure
+    assert 1e-6 < ours.error < 5e-2
+    assert case.reference == {"float16": "onnxruntime", "bfloat16": "NumPy"}[dtype]

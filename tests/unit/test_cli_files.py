@@ -10,7 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tvm_sparse import files, zoo
+import tvm_sparse as ts
+from tvm_sparse import cli, files, zoo
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.errors import SparseError
 
 
@@ -62,3 +64,33 @@ def test_a_model_beyond_the_protobuf_limit_gets_a_second_file(tmp_path, monkeypa
     found = {t.name: numpy_helper.to_array(t) for t in files.read_onnx(path).graph.initializer}
     for tensor in onnx.load_from_string(before).graph.initializer:
         assert np.array_equal(found[tensor.name], numpy_helper.to_array(tensor))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_arrays_in_half_precision_are_written_and_read_again(tmp_path, dtype):
+    values = np.array([[1.5, -0.0, np.inf]]).astype(numpy_dtype(dtype))
+    for name in ("x.npy", "x.npz"):
+        cli.save_arrays(str(tmp_path / name), {"x": values})
+        found = cli.read_inputs([("x", str(tmp_path / name))], ["x"])["x"]
+        found = cli.as_declared(found, dtype)
+        assert str(found.dtype) == dtype
+        assert np.array_equal(found, values)
+    assert cli.as_declared(values.astype(np.float32), dtype).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_library_in_half_precision_runs_on_files(tmp_path, dtype, capsys):
+    library, given, result = (tmp_path / name for name in ("model.so", "x.npy", "y.npy"))
+    module = ts.compile(zoo.single_matmul(4, 8, 3, dtype=dtype), threads=1)
+    module.export(library)
+    x = np.random.default_rng(0).standard_normal((3, 8)).astype(numpy_dtype(dtype))
+    np.save(given, x)
+    run = ["run", str(library), "--input", f"input={given}", "--output", str(result)]
+    assert cli.main(run) == 0
+    assert capsys.readouterr().out.startswith(f"output: {dtype} [3, 4]  min ")
+    assert np.array_equal(cli.as_declared(np.load(result), dtype), module(x))
+    np.save(given, x.astype(np.float32))
+    assert cli.main(run) == 1
+    error = capsys.readouterr().err
+    assert f"'input' is float32, and the model wants {dtype}" in error
+    assert error.count("\n") == 1

@@ -31,6 +31,12 @@ CONFIGS = {
         {"mr": 4, "kb": 32, "parts": 2, "multiple": 8, "share": 2},
         {"mr": 6, "kb": 24, "share": 2, "zeros_behind": "matrix"},
     ],
+    "gathered_panels": [
+        {"mr": 1, "kb": 16},
+        {"mr": 8, "kb": 48},
+        {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
+        {"mr": 16, "kb": 4096},
+    ],
     "row_tiles": [
         {"mt": 1, "kb": 16, "step": 1},
         {"mt": 8, "kb": 9, "step": 4},
@@ -39,9 +45,11 @@ CONFIGS = {
     "tile_wise": [{"mt": 16, "kb": 16, "run": 1}, {"mt": 32, "kb": 64, "run": 1}],
     "two_four": [{"mt": 16, "kb": 32, "run": 1}, {"mt": 64, "kb": 64, "run": 1}],
     "tile_wise_two_four": [{"mt": 16, "kb": 32, "run": 1}, {"mt": 32, "kb": 64, "run": 1}],
+    "bitmap_tiles": [{"mt": 16, "kb": 16}, {"mt": 32, "kb": 32}, {"mt": 64, "kb": 128}],
 }
 # What a format's kernels compute with, where that is not float32.
-DTYPES = dict.fromkeys(("tile_wise", "two_four", "tile_wise_two_four"), "float16")
+TENSOR_TILES = ("tile_wise", "two_four", "tile_wise_two_four")
+DTYPES = dict.fromkeys((*TENSOR_TILES, "bitmap_tiles"), "float16")
 CASES = [(name, config) for name, configs in CONFIGS.items() for config in configs]
 
 
@@ -218,7 +226,7 @@ def test_row_ranges_share_the_nonzeros():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("name", list(DTYPES))
+@pytest.mark.parametrize("name", TENSOR_TILES)
 @pytest.mark.parametrize("run", [1, 8])
 def test_tensor_tiles_restore_all_types_in_runs(name, dtype, run):
     w = random_matrix(50, 72, 0.4, 1).astype(numpy_dtype(dtype))
@@ -264,3 +272,40 @@ def test_tile_wise_rows_are_regrouped_when_whole_rows_are_empty():
     assert np.diff(packed.arrays["dense_begins"]).tolist() == [3, 3, 0, 0]
     assert packed.config["in_order"] == 0
     assert packed.arrays["tiles"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_bitmap_tiles_restore_both_types(dtype):
+    w = random_matrix(50, 72, 0.4, 1).astype(numpy_dtype(dtype))
+    packed = FORMATS["bitmap_tiles"].pack(w, {"mt": 32, "kb": 32})
+    assert same_bits(FORMATS["bitmap_tiles"].unpack(packed), w)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.25, 0.5])
+def test_bitmap_tiles_take_two_bytes_a_nonzero_and_five_bits_for_every_four_elements(density):
+    w = random_matrix(256, 1024, density, 0).astype("float16")
+    packed = FORMATS["bitmap_tiles"].pack(w, {"mt": 64, "kb": 128})
+    assert packed.nbytes == pytest.approx(2 * np.count_nonzero(w) + 5 / 32 * w.size, rel=0.01)
+
+
+def test_bitmap_tiles_leave_empty_chunks_out():
+    w = np.zeros((64, 256), "float16")
+    w[40, 130] = 1
+    packed = FORMATS["bitmap_tiles"].pack(w, {"mt": 32, "kb": 64})
+    assert packed.arrays["begins"].tolist() == [0, 0, 1]
+    assert packed.arrays["columns"].tolist() == [128]
+    assert packed.arrays["tiles"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"mt": 24, "kb": 64}, "24 rows"),
+        ({"mt": 32, "kb": 40}, "40 columns"),
+        ({"mt": 256, "kb": 512}, "can be numbered"),
+    ],
+)
+def test_bitmap_tiles_that_cannot_be_encoded_are_refused(config, words):
+    match = FORMATS["bitmap_tiles"].supports(np.ones((8, 8), "float16"), config)
+    assert not match
+    assert words in match.reason

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tvm_sparse.schedules.lookup import template_named
+from tvm_sparse.schedules.lookup import stock_dense, template_named
 from tvm_sparse.schedules.x86.templates import TEMPLATES
 
 from tvm_sparse.errors import PlanError
 from tvm_sparse.ops import WeightSite
 from tvm_sparse.planner import Candidate, Decision, Plan, check_config, decide
 from tvm_sparse.profile import profile_weight
-from tvm_sparse.targets import X86Machine
+from tvm_sparse.targets import X86Machine, machine_of, resolve_target
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 AVX512 = X86Machine("x86-64-v4", 16, 32)
@@ -340,3 +340,25 @@ def test_configurations_of_very_long_rows_are_accepted(tokens, machine):
         if template.supports(workload, machine):
             for config in template.space(workload, machine):
                 check_config("layer", template, workload, machine, config)
+
+
+def test_a_template_says_which_types_it_is_for():
+    workload = replace(WORKLOAD, dtype="float16")
+    for template in TEMPLATES:
+        match = template.takes(workload, AVX512)
+        assert not match
+        assert match.reason == "the weight is float16; its kernels are for float32"
+        assert bool(template.takes(WORKLOAD, AVX512)) == bool(template.supports(WORKLOAD, AVX512))
+    both = replace(TEMPLATES[0], dtypes=frozenset({"float16", "bfloat16"}))
+    assert both.takes(workload, AVX512).ok == TEMPLATES[0].supports(WORKLOAD, AVX512).ok
+    reason = both.takes(WORKLOAD, AVX512).reason
+    assert reason == "the weight is float32; its kernels are for bfloat16 and float16"
+
+
+def test_tvm_s_own_float16_products_are_expected_to_use_tensor_cores():
+    machine = machine_of(resolve_target("cuda-sm80"))
+    times = {
+        dtype: stock_dense(Workload("matmul", MatmulGeometry(4096, 4096, 4096), dtype), machine)
+        for dtype in ("float32", "bfloat16", "float16")
+    }
+    assert times["float32"] == times["bfloat16"] > 5 * times["float16"]

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.errors import ModelError
-from tvm_sparse.profile import BLOCK_SHAPES, NM_PATTERNS, SparsityProfile, profile_weight
+from tvm_sparse.profile import (
+    BLOCK_SHAPES,
+    NM_PATTERNS,
+    TILE_HEIGHTS,
+    TILE_RUN,
+    SparsityProfile,
+    profile_weight,
+)
 
 
 def dense(rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -305,3 +313,30 @@ def test_forty_megabytes_take_well_under_a_second_per_core() -> None:
     start = time.process_time()
     profile_weight(w)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_has_the_same_zeros(dtype):
+    w = unstructured(40, 60, 0.2, 0).astype(numpy_dtype(dtype))
+    w[0, :5] = [-0.0, np.nan, np.inf, -np.inf, 0.0]
+    expected = profile_weight(w.astype(np.float32)).to_dict() | {"dtype": dtype}
+    assert profile_weight(w).to_dict() == expected
+    assert profile_weight(w[:1, :5]).nnz == 3
+
+
+@pytest.mark.parametrize("height", TILE_HEIGHTS)
+def test_tiles_count_what_their_rows_need(height):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((600, 48)) * (rng.random((600, 48)) < 0.02)
+    w[:, 5] = 1
+    w[::3] = 0
+    filled = w[w.any(axis=1)]
+    tiles = [filled[i : i + height] != 0 for i in range(0, len(filled), height)]
+    fit = profile_weight(w).tile(height)
+    assert fit.tiles == len(tiles)
+    assert fit.columns == sum(int(t.any(axis=0).sum()) for t in tiles)
+    runs = [t.any(axis=0).reshape(-1, TILE_RUN).any(axis=1) for t in tiles]
+    assert fit.run_columns == TILE_RUN * sum(int(r.sum()) for r in runs)
+    full = [t.sum(axis=0) > height // 2 for t in tiles]
+    assert fit.full_columns == sum(int(f.sum()) for f in full)
+    assert fit.full_nnz == sum(int(t[:, f].sum()) for t, f in zip(tiles, full, strict=True))

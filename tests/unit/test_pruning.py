@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.errors import ModelError, SparseError
-from tvm_sparse.files import read_onnx
+from tvm_sparse.files import read_onnx, save_onnx
 from tvm_sparse.pruning import (
     parse_pattern,
     prunable_layers,
@@ -215,6 +216,38 @@ def test_bfloat16_weights_are_pruned():
     model.graph.initializer[0].CopyFrom(tensor)
     pruned = weights_of(prune(model, sparsity=0.75))["w0"]
     assert np.count_nonzero(pruned.astype(np.float32)) == 16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_files_are_pruned_and_written_in_their_type(tmp_path, dtype):
+    before = zoo.mlp(sizes=(16, 12, 8), dtype=dtype)
+    weight = numpy_helper.to_array(before.graph.initializer[0]).copy()
+    weight[0, :4] = [-0.0, np.nan, np.inf, -np.inf]
+    tensor = before.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+    save_onnx(before, tmp_path / "model.onnx")
+    pruned = prune(str(tmp_path / "model.onnx"), sparsity=0.75, scope="layer")
+    save_onnx(pruned, tmp_path / "pruned.onnx")
+    pruned = weights_of(onnx.load(tmp_path / "pruned.onnx"))[tensor.name]
+    assert str(pruned.dtype) == dtype
+    assert np.count_nonzero(pruned) == round(0.25 * pruned.size)
+    assert np.isnan(pruned[0, 1]) and np.isposinf(pruned[0, 2]) and np.isneginf(pruned[0, 3])
+    kept = pruned != 0
+    assert np.array_equal(pruned[kept], weight[kept], equal_nan=True)
+    report = ts.inspect(str(tmp_path / "pruned.onnx"))
+    assert {layer.dtype for layer in report.layers} == {dtype}
+    assert [layer.density for layer in report.layers] == pytest.approx([0.25, 0.25], abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_loaded_model_in_half_precision_is_pruned(dtype):
+    model = ts.load(zoo.single_matmul(8, 16, 4, dtype=dtype))
+    pruned = prune(model, sparsity=0.5)
+    [weight] = pruned.params.values()
+    assert str(weight.dtype) == dtype
+    assert np.count_nonzero(weight) == weight.size // 2
+    assert pruned.digest() != model.digest()
+    assert pruned.digest() == prune(model, sparsity=0.5).digest()
 
 
 def test_the_given_model_is_not_changed():

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvm_sparse import formats
+from tvm_sparse.dtypes import numpy_dtype
 from tvm_sparse.errors import RecordError
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.records import (
@@ -699,3 +700,14 @@ def test_a_writer_that_is_killed_tears_its_last_line_at_most(tmp_path: Path, pat
     assert len(runs) == len(processes)
     for run in runs:
         assert [record.trial for record in run] == list(range(1, len(run) + 1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_digest_tells_half_precision_weights_apart(dtype):
+    weight = np.arange(12, dtype=np.float32).reshape(3, 4)
+    half = weight.astype(numpy_dtype(dtype))
+    changed = half.copy()
+    changed[2, 1] += 1
+    digests = [weight_digest(w) for w in (weight, half, half.astype(np.float32), changed, half.T)]
+    assert digests[0] == digests[2]
+    assert len(set(digests)) == 4

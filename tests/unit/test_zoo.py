@@ -137,3 +137,22 @@ def test_unknown_networks_are_refused_in_words():
         zoo.light_model("gpt")
     with pytest.raises(ModelError, match="5 heads do not divide 32"):
         zoo.bert_encoder(hidden=32, heads=5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["mlp", "single_matmul", "single_conv", "mobilenet_v1"])
+def test_networks_are_built_in_half_precision(name, dtype):
+    model = zoo.build(name, dtype=dtype)
+    onnx.checker.check_model(model)
+    weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    assert {str(value.dtype) for value in weights} == {dtype}
+    full = [numpy_helper.to_array(tensor) for tensor in zoo.build(name).graph.initializer]
+    for rounded, value in zip(weights, full, strict=True):
+        assert np.array_equal(rounded, value.astype(rounded.dtype))
+    kinds = {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    assert kinds == {onnx.helper.np_dtype_to_tensor_dtype(weights[0].dtype)}
+
+
+def test_networks_are_built_in_no_other_type():
+    with pytest.raises(ModelError, match="to float16 or bfloat16, not to float64"):
+        zoo.single_matmul(dtype="float64")

@@ -14,7 +14,7 @@ from tvm_sparse.check import compare
 from tvm_sparse.panels import Panels
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
-SPARSE = ["register_tile", "sliced_rows"]
+SPARSE = ["register_tile", "sliced_rows", "gathered_panels"]
 TEMPLATES = [*SPARSE, "dense_panels"]
 # Those that compute any convolution, and any matrix product of a known number of tokens in rows.
 ALL = [*TEMPLATES, "channel_vectors"]

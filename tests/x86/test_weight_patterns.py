@@ -2,10 +2,12 @@
 
 What NaN and Inf do: a sparse kernel sums over the nonzeros of the weight alone, so that they reach
 a result through a nonzero weight and never through a zero, stored or padded. A dense kernel
-multiplies zeros too.
+multiplies zeros too, and one of panels over the columns that they need those of its panels.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_reference import EPILOGUES, operands
 from panel_support import batch_of, build_kernel, check_kernel
+from tvm_sparse.schedules.base import matrix_view
 from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
 from tvm_sparse.schedules.x86.templates import TEMPLATES, block_step
 from weight_patterns import PATTERNS
@@ -21,6 +24,7 @@ from weight_patterns import PATTERNS
 from tvm_sparse.check import compare, dot_bound
 from tvm_sparse.epilogue_reference import evaluate64
 from tvm_sparse.float64 import ConvAttributes, conv2d64
+from tvm_sparse.formats import FORMATS
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
 LANES = [lanes for lanes, (_, feature) in WIDTHS.items() if feature in features()]
@@ -91,8 +95,10 @@ def accumulate64(workload, x, weight):
     return conv2d64(x, weight, ConvAttributes(g.strides, g.padding, g.dilation, g.groups))
 
 
-def special_reference(workload, x, weight, channels, *, skips_zeros):
+def special_reference(workload, x, weight, channels, zeros):
     """Compute what NaN and Inf of x and the weight give, and the error bound of the rest.
+
+    `zeros` marks the zeros of the weight that are multiplied.
 
     Sums of zeros and ones count the products of each kind: one NaN, or both infinities, give NaN.
     Only layers without padding have an answer that does not depend on whether padding multiplies,
@@ -104,14 +110,12 @@ def special_reference(workload, x, weight, channels, *, skips_zeros):
     acc = accumulate64(workload, plain_x, plain_weight)
     magnitude = accumulate64(workload, np.abs(plain_x), np.abs(plain_weight))
 
-    inf, with_zeros = np.inf, np.zeros_like(acc, dtype=bool)
+    inf = np.inf
     plus = meets(x == inf, weight > 0) | meets(x == -inf, weight < 0)
     plus |= meets(x > 0, weight == inf) | meets(x < 0, weight == -inf)
     minus = meets(x == inf, weight < 0) | meets(x == -inf, weight > 0)
     minus |= meets(x < 0, weight == inf) | meets(x > 0, weight == -inf)
-    if not skips_zeros:
-        with_zeros = meets(~np.isfinite(x), weight == 0)
-    undefined = with_zeros | meets(np.isnan(x), weight != 0) | (plus & minus)
+    undefined = meets(~np.isfinite(x), zeros) | meets(np.isnan(x), weight != 0) | (plus & minus)
     undefined |= meets(np.ones_like(x), np.isnan(weight)) | meets(x == 0, np.isinf(weight))
     acc[plus], acc[minus], acc[undefined] = inf, -inf, np.nan
 
@@ -121,12 +125,25 @@ def special_reference(workload, x, weight, channels, *, skips_zeros):
     return evaluate64(workload.epilogue, acc, dot_bound(magnitude, terms), vectors, [])
 
 
+def multiplied_zeros(template, workload, weight, config):
+    """Mark the zeros of a weight that a kernel multiplies."""
+    if template.format in DENSE_FORMATS:
+        return weight == 0
+    if template.format != "gathered_panels":
+        return np.zeros_like(weight, bool)
+    # Every element that is held counts as a nonzero of a weight of ones.
+    packed = FORMATS[template.format].pack(matrix_view(weight, workload.op), config)
+    ones = dict(packed.arrays, values=np.ones_like(packed.arrays["values"]))
+    held = FORMATS[template.format].unpack(replace(packed, arrays=ones)) != 0
+    return shaped(workload, held) & (weight == 0)
+
+
 def check_special(name, workload, x, weight, lanes, channels):
     template = template_named(name)
     config = {**template.space(workload, machine(lanes))[0], **small_blocks(workload)}
     kernel = build_kernel(template, workload, weight, lanes, config)
-    skips_zeros = template.format not in DENSE_FORMATS
-    want, bound = special_reference(workload, x, weight, channels, skips_zeros=skips_zeros)
+    zeros = multiplied_zeros(template, workload, weight, config)
+    want, bound = special_reference(workload, x, weight, channels, zeros)
     result = kernel.run(x, channels, (), want.shape)
     check = compare(name, result, want, bound)
     assert check.ok, check

@@ -6,7 +6,9 @@ A format is a row in `FORMATS`; the contract tests in tests/unit/test_formats.py
 from __future__ import annotations
 
 from .base import Match, PackedWeight, SparseFormat
+from .bitmap_tiles import BitmapTiles
 from .dense_panels import DensePanels
+from .gathered_panels import GatheredPanels
 from .plain import Plain
 from .register_tiled import RegisterTiled
 from .row_tiles import RowTiles
@@ -18,10 +20,12 @@ FORMATS: dict[str, SparseFormat] = {
     "plain": Plain(),
     "register_tiled": RegisterTiled(),
     "sliced_ell": SlicedEll(),
+    "gathered_panels": GatheredPanels(),
     "row_tiles": RowTiles(),
     "tile_wise": TensorTiles("tile_wise", dense=True, sparse=False),
     "two_four": TensorTiles("two_four", dense=False, sparse=True),
     "tile_wise_two_four": TensorTiles("tile_wise_two_four", dense=True, sparse=True),
+    "bitmap_tiles": BitmapTiles(),
 }
 
 __all__ = ["FORMATS", "Match", "PackedWeight", "SparseFormat"]

@@ -344,12 +344,12 @@ def _pack_part(
     packed = {"begins": begins, "columns": columns.reshape(-1)}
     by_chunk = np.ascontiguousarray(values.reshape(mt, total, kb).transpose(1, 0, 2))
     if part == "dense":
-        return packed | {"values": _fragments(by_chunk.view(np.uint16))}
+        return packed | {"values": to_fragments(by_chunk.view(np.uint16))}
     kept, chosen = _compress(by_chunk)
-    return packed | {"values": _fragments(kept), "chosen": chosen}
+    return packed | {"values": to_fragments(kept), "chosen": chosen}
 
 
-def _fragments(values: np.ndarray) -> np.ndarray:
+def to_fragments(values: np.ndarray) -> np.ndarray:
     """Order uint16 [chunk, rows, columns] as the lanes of a warp hold 16x16 of them."""
     chunks, rows, columns = values.shape
     # Rows are (16 rows, half, g), columns (step, half, t, pair).
@@ -358,7 +358,8 @@ def _fragments(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(ordered).reshape(-1).view(np.uint32)
 
 
-def _from_fragments(words: np.ndarray, rows: int, columns: int) -> np.ndarray:
+def from_fragments(words: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Undo `to_fragments`."""
     chunks = words.size * 2 // (rows * columns)
     ordered = words.view(np.uint16).reshape(chunks, columns // 16, rows // 16, 8, 4, 2, 2, 2)
     return ordered.transpose(0, 2, 6, 3, 1, 5, 4, 7).reshape(chunks, rows, columns)
@@ -393,9 +394,9 @@ def _unpack_part(
     words = packed.arrays[f"{part}_values"]
     halves = kb * dtype.itemsize // 2
     if part == "dense":
-        return np.ascontiguousarray(_from_fragments(words, mt, halves)).view(dtype)
+        return np.ascontiguousarray(from_fragments(words, mt, halves)).view(dtype)
     grouping = Grouping.of(dtype)
-    kept = np.ascontiguousarray(_from_fragments(words, mt, halves // 2)).view(dtype)
+    kept = np.ascontiguousarray(from_fragments(words, mt, halves // 2)).view(dtype)
     chunks = len(kept)
     chosen = packed.arrays["sparse_chosen"].reshape(chunks, halves // 32, mt // 16, 8, 2)
     by_half = np.stack([chosen & 0xFFFF, chosen >> 16], axis=-1)

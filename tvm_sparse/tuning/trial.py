@@ -346,10 +346,11 @@ class Bench:
             value = matmul64(self.x, weight.T)
             magnitude = matmul64(np.abs(self.x), np.abs(weight.T))
         trailing, dtype = (1,) * (value.ndim - 2), job.workload.dtype
+        on_gpu = isinstance(job.machine, CudaMachine)
         want, bound = evaluate64(
             job.workload.epilogue,
             value,
-            typed_dot_bound(magnitude, terms, dtype),
+            typed_dot_bound(magnitude, terms, dtype, on_tensor_cores=on_gpu),
             [np.asarray(c)[picked].reshape(-1, *trailing) for c in job.channels],
             [tensor[:, picked] for tensor in self.tensors],
         )
