@@ -87,9 +87,10 @@ class GatheredColumns:
 
     def _place(self, slot: Any, row: Any, column: Any) -> Any:
         """Tell where an element lies in shared memory."""
-        at = slot * self.slot_size + row * self.shape.gathered_pitch
+        at = slot * self.slot_size
         if self.shape.element_bytes == 4:
-            return at + column
+            return at + self.shape.gathered_lines.start(row) + column
+        at += row * self.shape.nt
         size = self.shape.piece
         piece, rest = T.floordiv(column, size), T.floormod(column, size)
         return at + shifted(piece, row, self.pieces) * size + rest

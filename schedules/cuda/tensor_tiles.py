@@ -30,6 +30,40 @@ _FRAGMENT_WORDS, _CHOSEN_WORDS = 128, 16
 FRAGMENT_COLUMNS, FRAGMENT_ROWS = 8, 16
 # Bytes of a row of the weight in a register pair of activations; a step of two of four has two.
 UNIT_BYTES = 32
+# Banks of shared memory, and words of lines of which two fill them.
+_BANKS, _SHORT_LINE = 32, 16
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of 32-bit words in shared memory, whose banks differ for lanes in several lines.
+
+    Attributes
+    ----------
+    width : int
+        Words of a line.
+    apart : int
+        Banks from one line to the next. Short lines come in pairs, which lanes read at once: the
+        second has the banks that the first leaves, and pairs are 8 banks apart.
+    """
+
+    width: int
+    apart: int
+
+    @property
+    def _pitch(self) -> int:
+        return self.width + (self.apart - self.width) % _BANKS
+
+    def words(self, count: int) -> int:
+        """Count the words of an even number of lines."""
+        return count * (_SHORT_LINE + 4 if self.width == _SHORT_LINE else self._pitch)
+
+    def start(self, line: Any) -> Any:
+        """Tell where a line begins."""
+        if self.width == _SHORT_LINE:
+            pair, which = T.floordiv(line, 2), T.floormod(line, 2)
+            return pair * (_BANKS + 8) + which * _SHORT_LINE
+        return line * self._pitch
 
 
 @dataclass(frozen=True)
@@ -97,25 +131,23 @@ class TensorShape:
         return self.warps_m * FRAGMENT_ROWS
 
     @property
-    def slab_pitch(self) -> int:
-        """Sums from one line of a slab to the next.
+    def slab_lines(self) -> Lines:
+        """Lines of a slab, which are as y's are.
 
-        A slab's lines are as y's are. A warp writes 8 rows of 4 pairs of columns at once: one by
-        one when lines are columns, pairs when they are rows, and its banks have to differ.
+        A warp writes 8 rows of 4 pairs of columns at once: one by one when lines are columns, pairs
+        when they are rows.
         """
-        if self.rows_inner:
-            return self.slab_rows + 4
-        return self.nt + (8 - self.nt) % 32
+        return Lines(self.slab_rows, 4) if self.rows_inner else Lines(self.nt, 8)
 
     @property
     def slab_sums(self) -> int:
         """Sums of a slab of one of the warps that share steps."""
-        return (self.nt if self.rows_inner else self.slab_rows) * self.slab_pitch
+        return self.slab_lines.words(self.nt if self.rows_inner else self.slab_rows)
 
     def slab_place(self, row: Any, column: Any) -> Any:
         """Tell where a sum lies in a slab."""
         line, along = (column, row) if self.rows_inner else (row, column)
-        return line * self.slab_pitch + along
+        return self.slab_lines.start(line) + along
 
     @property
     def element_bytes(self) -> int:
@@ -140,14 +172,16 @@ class TensorShape:
         return self.mt // 16 * self.steps(part) * _CHOSEN_WORDS if part == "sparse" else 0
 
     @property
-    def gathered_pitch(self) -> int:
-        """Elements from one gathered row to the next: float32 is read by rows of banks."""
-        return self.nt + (8 - self.nt) % 32 if self.element_bytes == 4 else self.nt
+    def gathered_lines(self) -> Lines:
+        """Gathered rows of float32; a warp reads 4 rows of 8 columns at once."""
+        return Lines(self.nt, 8)
 
     @property
     def slot_elements(self) -> int:
         """Activations of a chunk in shared memory."""
-        return self.kb * (self.nt if self.run > 1 else self.gathered_pitch)
+        if self.run == 1 and self.element_bytes == 4:
+            return self.gathered_lines.words(self.kb)
+        return self.kb * self.nt
 
     @property
     def slot_words(self) -> int:

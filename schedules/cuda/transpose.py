@@ -27,9 +27,15 @@ def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int) -> None:
     grid = {"x": turned.shape[0], "y": -(-features // _TILE)}
     with launch(grid, _WARPS, _AT_ONCE) as (numbers, threads):
         first_token, first_feature = numbers[0] * _TILE, numbers[1] * _TILE
-        # An odd number of words from one feature to the next: lanes write different banks.
-        row = _TILE + out
-        tile = shared(_TILE * row, dtype)
+        tile = shared(_TILE * _TILE, dtype)
+
+        def place_of(feature: Any, token: Any) -> Any:
+            # Words are shifted by the feature, so that lanes with a token each of other features
+            # write different banks, as those with words of one feature read them.
+            shift = T.floormod(T.floordiv(feature, width), _TILE // out)
+            word = T.bitwise_xor(T.floordiv(token, out), shift)
+            return feature * _TILE + word * out + T.floormod(token, out)
+
         read = local(width, dtype)
         whole = B.ramp(0, 1, width) if width > 1 else 0
         across = _TILE // width
@@ -42,12 +48,12 @@ def transpose_tokens(x: Any, turned: Any, tokens: Any, features: int) -> None:
             with B.If(T.And(n < tokens, k < features)), B.Then():
                 B.buffer_store(read, x[n, place], [whole])
             for j in range(width):
-                B.buffer_store(tile, read[j], [(feature + j) * row + token])
+                B.buffer_store(tile, read[j], [place_of(feature + j, token)])
         barrier()
         across = _TILE // out
         with threads.share(across * _TILE) as i:
             feature, token = T.floordiv(i, across), T.floormod(i, across) * out
-            k, at = first_feature + feature, feature * row + token
+            k, at = first_feature + feature, place_of(feature, token)
             with B.If(k < features), B.Then():
                 word = tile[B.ramp(at, 1, out) if out > 1 else at]
                 place = B.ramp(token, 1, out) if out > 1 else token
