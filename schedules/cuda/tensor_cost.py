@@ -80,22 +80,27 @@ def _listed(profile: SparsityProfile, fit: TileFit, shape: TensorShape, density:
     return ratios[upper - 1] + share * (ratios[upper] - ratios[upper - 1])
 
 
-def tensor_registers(shape: TensorShape, width: int) -> int:
-    """Estimate a thread's registers; `width` is how many elements come as one."""
+def tensor_registers(shape: TensorShape, width: int, others: int = _OTHER_REGISTERS) -> int:
+    """Estimate a thread's registers; `width` is how many elements come as one.
+
+    `others` are those beside sums and fragments.
+    """
     halves = STEPS[shape.parts[-1]] // 16
     fragments = shape.mf * 4 + shape.nf * 2 * halves
     pieces = shape.kb * shape.nt // (width * shape.warps * WARP)
     entries = pieces * (2 if width == 1 else 1) if shape.run == 1 else 1
-    return _OTHER_REGISTERS + 4 * shape.mf * shape.nf + fragments + entries
+    return others + 4 * shape.mf * shape.nf + fragments + entries
 
 
-def tensor_at_once(machine: CudaMachine, shape: TensorShape, width: int) -> int:
+def tensor_at_once(
+    machine: CudaMachine, shape: TensorShape, width: int, others: int = _OTHER_REGISTERS
+) -> int:
     """Count the blocks that a multiprocessor holds at once; 0 when one does not fit."""
     if shape.memory_bytes > machine.block_shared_bytes:
         return 0
     threads = shape.warps * WARP
     # Registers are given to warps in units of eight a thread, and a thread has 255 at most.
-    registers = -(-tensor_registers(shape, width) // 8) * 8
+    registers = -(-tensor_registers(shape, width, others) // 8) * 8
     if registers > 255:
         return 0
     by_shared = machine.shared_bytes // (shape.memory_bytes + 1024)

@@ -430,7 +430,7 @@ class _Tile:
         """Multiply a warp's rows by its columns, step by step."""
         shape = self.shape
         steps = shape.kb // STEPS[part] // shape.warps_k
-        a = local(shape.mf * 4, "uint32")
+        a = whole(local(shape.mf * 4, "uint32"))
         halves = STEPS[part] // 16
         b = whole(local(shape.nf * 2 * halves, "uint32"))
         chosen = local(shape.mf, "uint32") if part == "sparse" else None
