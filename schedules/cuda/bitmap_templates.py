@@ -44,18 +44,22 @@ _MOST_WARPS, _MOST_STAGES, _MOST_FRAGMENTS, _MOST_COLUMNS = 16, 8, 32, 512
 def _shape(workload: Workload, config: Config, most: int) -> BitmapShape:
     geometry = workload.geometry
     assert isinstance(geometry, MatmulGeometry)
-    sizes = {key: int(config[key]) for key in (*_KEYS, "nt")}
     return BitmapShape(
         rows=geometry.m,
         columns=geometry.k,
+        mt=int(config["mt"]),
+        kb=int(config["kb"]),
         run=PIECE,
         parts=("dense",),
+        nt=int(config["nt"]),
+        warps_m=int(config["warps_m"]),
         # A fragment that two warps want would be decoded twice.
         warps_n=1,
+        warps_k=int(config["warps_k"]),
+        stages=int(config["stages"]),
         dtype=workload.dtype,
         rows_inner=True,
         most=most,
-        **sizes,
     )
 
 
@@ -72,12 +76,14 @@ def _supports(workload: Workload, machine: CudaMachine) -> Match:
 
 def _space(workload: Workload, machine: CudaMachine) -> list[Config]:
     wide = cost.columns_of(workload)
+    geometry = workload.geometry
+    is_known = isinstance(geometry, MatmulGeometry) and geometry.n is not None
     found: list[Config] = []
     for tile in _TILES:
         for nt in _WIDTHS:
             config = {**dict(zip(_KEYS, tile, strict=True)), "nt": nt}
             too_wide = nt >= 2 * wide and nt > FRAGMENT_COLUMNS
-            too_narrow = nt < min(wide, _WIDTHS[-1]) / 2 and workload.geometry.n is not None
+            too_narrow = is_known and nt < min(wide, _WIDTHS[-1]) / 2
             if not too_wide and not too_narrow and not _check(workload, machine, config):
                 found.append(config)
     return found

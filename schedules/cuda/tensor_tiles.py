@@ -457,7 +457,10 @@ class _Tile:
             self._to_slab(i)
             barrier()
             first = tile * shape.mt + i * shape.slab_rows
-            self.io.store(self.slab, lambda r, first=first: self.weight.row(first + r))
+            self.io.store(self.slab, self._rows_from(first))
+
+    def _rows_from(self, first: Any) -> Callable[[Any], Any]:
+        return lambda row: self.weight.row(first + row)
 
     def _to_slab(self, i: int) -> None:
         shape, place, lane = self.shape, self.place, self.threads.lane
