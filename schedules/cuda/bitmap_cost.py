@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import math
 
-from ...formats.bitmap_tiles import FRAGMENT, PIECE_BYTES, STEP, header_bytes, rounded_most
+import numpy as np
+
+from ...formats.bitmap_tiles import (
+    FRAGMENT,
+    LANE_ELEMENTS,
+    PIECE_BYTES,
+    STEP,
+    header_bytes,
+    rounded_most,
+)
 from ...profile import SparsityProfile
 from ...targets import CudaMachine
 from ...workload import Workload
@@ -21,10 +30,20 @@ from .token_rows import RUN
 
 # Warp instructions that decode a fragment, and of a warp's chunk beside its fragments, as nvcc 13
 # makes them.
-_DECODE, _CHUNK_OVERHEAD = 46, 70
+_DECODE, _CHUNK_OVERHEAD = 44, 88
 _RESULT_INSTRUCTIONS = 8
-# Passes of shared memory to decode a fragment: a bitmap, a begin, and an element a register half.
-_DECODE_READS = 10
+# Registers beside sums and fragments: nvcc finds more of them where it may, to decode ahead.
+_OTHER_REGISTERS = 48
+# Passes of shared memory to decode a fragment: a bitmap, a begin, and for each of a lane's elements
+# as many as its values have in a bank, by density (counted by the tests' emulator).
+_HEADER_READS = 2
+_DENSITIES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7, 1.0)
+_PASSES = (1.0, 1.06, 1.28, 1.58, 1.74, 1.91, 2.31, 4.0)
+
+
+def bitmap_at_once(machine: CudaMachine, shape: BitmapShape) -> int:
+    """Count the blocks that a multiprocessor holds at once; 0 when one does not fit."""
+    return tensor_at_once(machine, shape, RUN, _OTHER_REGISTERS)
 
 
 def expected_most(profile: SparsityProfile, mt: int, kb: int) -> int:
@@ -62,15 +81,16 @@ def bitmap_events(
     loads = steps * shape.warps_m * shape.nt / FRAGMENT_COLUMNS
     tokens = 2.0 * steps * STEP * shape.nt
     results = columns_of(workload) * shape.rows / WARP
-    staged = (packed + tokens * grids) / 128
+    staged = (packed + tokens) / 128
+    decoded = _HEADER_READS + LANE_ELEMENTS * float(np.interp(profile.density, _DENSITIES, _PASSES))
     copies = (packed / PIECE_BYTES + tokens / (2 * RUN)) / WARP
     issue = fragments * (_DECODE + shape.nt / FRAGMENT_COLUMNS) + loads / 2 + 4 * copies
     issue += chunks * shape.warps * _CHUNK_OVERHEAD
-    at_once = tensor_at_once(machine, shape, RUN)
+    at_once = bitmap_at_once(machine, shape)
     blocks = shape.tiles * grids
     return {
         "tensor": fragments * FRAGMENT * shape.nt * grids,
-        "shared": (fragments * _DECODE_READS + 2 * loads + staged) * grids
+        "shared": (fragments * decoded + 2 * loads + staged) * grids
         + (1 + shape.warps_k) * results,
         "issue": issue * grids + _RESULT_INSTRUCTIONS * results,
         "l2_bytes": (packed + tokens) * grids,

@@ -14,9 +14,8 @@ from ...targets import CudaMachine
 from ...workload import MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
 from . import cost
-from .bitmap_cost import bitmap_events, expected_most
+from .bitmap_cost import bitmap_at_once, bitmap_events, expected_most
 from .bitmap_tiles import BitmapShape, BitmapWeight
-from .tensor_cost import tensor_at_once
 from .tensor_tiles import FRAGMENT_COLUMNS, FRAGMENT_ROWS, build_tensor_tiles
 from .token_rows import RUN, TokenRows
 
@@ -25,17 +24,17 @@ MOST_TOKENS = 128
 # Rows of a block's tile, warps that share rows and steps, chunks in shared memory at a time and the
 # columns of one. The usual best come first.
 _TILES: tuple[tuple[int, int, int, int, int], ...] = (
+    (64, 2, 4, 3, 256),
     (64, 2, 4, 4, 128),
-    (64, 2, 4, 6, 128),
-    (64, 1, 8, 4, 128),
-    (64, 2, 2, 6, 64),
-    (128, 4, 2, 4, 64),
-    (128, 4, 4, 4, 64),
-    (32, 1, 8, 4, 256),
-    (32, 1, 4, 6, 128),
-    (32, 1, 4, 4, 64),
-    (16, 1, 8, 4, 256),
-    (16, 1, 4, 6, 128),
+    (64, 2, 2, 3, 128),
+    (64, 1, 4, 3, 128),
+    (128, 4, 2, 3, 128),
+    (32, 1, 4, 3, 256),
+    (32, 1, 8, 3, 256),
+    (32, 1, 4, 4, 128),
+    (16, 1, 4, 4, 256),
+    (16, 1, 8, 3, 256),
+    (16, 1, 4, 4, 64),
 )
 _KEYS = ("mt", "warps_m", "warps_k", "stages", "kb")
 _WIDTHS = (8, 16, 32, 64)
@@ -45,18 +44,22 @@ _MOST_WARPS, _MOST_STAGES, _MOST_FRAGMENTS, _MOST_COLUMNS = 16, 8, 32, 512
 def _shape(workload: Workload, config: Config, most: int) -> BitmapShape:
     geometry = workload.geometry
     assert isinstance(geometry, MatmulGeometry)
-    sizes = {key: int(config[key]) for key in (*_KEYS, "nt")}
     return BitmapShape(
         rows=geometry.m,
         columns=geometry.k,
+        mt=int(config["mt"]),
+        kb=int(config["kb"]),
         run=RUN,
         parts=("dense",),
+        nt=int(config["nt"]),
+        warps_m=int(config["warps_m"]),
         # A fragment that two warps want would be decoded twice.
         warps_n=1,
+        warps_k=int(config["warps_k"]),
+        stages=int(config["stages"]),
         dtype=workload.dtype,
         rows_inner=True,
         most=most,
-        **sizes,
     )
 
 
@@ -73,12 +76,14 @@ def _supports(workload: Workload, machine: CudaMachine) -> Match:
 
 def _space(workload: Workload, machine: CudaMachine) -> list[Config]:
     wide = cost.columns_of(workload)
+    geometry = workload.geometry
+    is_known = isinstance(geometry, MatmulGeometry) and geometry.n is not None
     found: list[Config] = []
     for tile in _TILES:
         for nt in _WIDTHS:
             config = {**dict(zip(_KEYS, tile, strict=True)), "nt": nt}
             too_wide = nt >= 2 * wide and nt > FRAGMENT_COLUMNS
-            too_narrow = nt < min(wide, _WIDTHS[-1]) / 2 and workload.geometry.n is not None
+            too_narrow = is_known and nt < min(wide, _WIDTHS[-1]) / 2
             if not too_wide and not too_narrow and not _check(workload, machine, config):
                 found.append(config)
     return found
@@ -99,14 +104,14 @@ def _check(workload: Workload, machine: CudaMachine, config: Config) -> str:
         return f"takes 2 to {_MOST_STAGES} stages and at most {_MOST_WARPS} warps"
     if mt // (FRAGMENT_ROWS * m) * (nt // FRAGMENT_COLUMNS) > _MOST_FRAGMENTS:
         return f"asks for more than {_MOST_FRAGMENTS} fragments of sums a warp"
-    if mt * kb > MOST_ELEMENTS or not tensor_at_once(machine, _shape(workload, config, 0), RUN):
+    if mt * kb > MOST_ELEMENTS or not bitmap_at_once(machine, _shape(workload, config, 0)):
         return f"makes blocks that a multiprocessor of {machine.arch} cannot hold"
     return ""
 
 
 def _build(workload: Workload, machine: CudaMachine, packed: PackedWeight, config: Config) -> Any:
     shape = _shape(workload, config, packed.config["most"])
-    at_once = tensor_at_once(machine, shape, RUN)
+    at_once = bitmap_at_once(machine, shape)
     if not at_once:
         raise ValueError(
             f"a block would need {shape.memory_bytes} bytes of shared memory; {machine.arch} has "

@@ -1,8 +1,8 @@
 """Bitmaps and nonzeros to fragments of tensor cores, in registers: see `formats.bitmap_tiles`.
 
 Chunks lie in shared memory as they came. A lane finds its eight elements of a fragment by one count
-of bits, and then reads a value wherever a bit is set. The lanes' values are neighbours, so up to 64
-of them in a fragment lie on different banks.
+of bits, and then reads a value wherever a bit is set. The values of a fragment are neighbours, so
+as long as there are at most 64, a quarter of its elements, they lie on different banks.
 """
 
 from __future__ import annotations

@@ -53,28 +53,33 @@ def needed_columns(
     return {part: count + min(count, filling) for part, count in needed.items()}, fit
 
 
-def tensor_registers(shape: TensorShape, width: int) -> int:
-    """Estimate a thread's registers; `width` is how many elements come as one."""
+def tensor_registers(shape: TensorShape, width: int, others: int = _OTHER_REGISTERS) -> int:
+    """Estimate a thread's registers; `width` is how many elements come as one.
+
+    `others` are those beside sums and fragments.
+    """
     if shape.element_bytes == 4:
         # Split rows, and one split fragment of columns at a time.
         return 48 + 4 * shape.mf * shape.nf + shape.mf * 8 + 8
     fragments = shape.mf * 4 + shape.nf * 2 * _units(shape.parts[-1])
     pieces = shape.kb * shape.nt // (width * shape.warps * WARP)
     coming = pieces * (_ELEMENT_REGISTERS if width == 1 else _COPY_REGISTERS)
-    return _OTHER_REGISTERS + 4 * shape.mf * shape.nf + fragments + coming
+    return others + 4 * shape.mf * shape.nf + fragments + coming
 
 
 def _units(part: str) -> int:
     return STEP_BYTES[part] // UNIT_BYTES
 
 
-def tensor_at_once(machine: CudaMachine, shape: TensorShape, width: int) -> int:
+def tensor_at_once(
+    machine: CudaMachine, shape: TensorShape, width: int, others: int = _OTHER_REGISTERS
+) -> int:
     """Count the blocks that a multiprocessor holds at once; 0 when one does not fit."""
     if shape.memory_bytes > machine.block_shared_bytes:
         return 0
     threads = shape.warps * WARP
     # Registers are given to warps in units of eight a thread, and a thread has 255 at most.
-    registers = -(-tensor_registers(shape, width) // 8) * 8
+    registers = -(-tensor_registers(shape, width, others) // 8) * 8
     if registers > 255:
         return 0
     by_shared = machine.shared_bytes // (shape.memory_bytes + 1024)

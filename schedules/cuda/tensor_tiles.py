@@ -496,7 +496,7 @@ class _Tile:
         shape = self.shape
         steps = shape.steps(part) // shape.warps_k
         units = STEP_BYTES[part] // UNIT_BYTES
-        a = local(shape.mf * 4, "uint32")
+        a = whole(local(shape.mf * 4, "uint32"))
         b = whole(local(shape.nf * 2 * units, "uint32"))
         chosen = local(shape.mf, "uint32") if part == "sparse" else None
         multiplier = Multiplier(shape.dtype, part, a, b, chosen)
@@ -516,7 +516,10 @@ class _Tile:
             self._to_slab(i)
             barrier()
             first = tile * shape.mt + i * shape.slab_rows
-            self.io.store(self.slab, lambda r, first=first: self.weight.row(first + r))
+            self.io.store(self.slab, self._rows_from(first))
+
+    def _rows_from(self, first: Any) -> Callable[[Any], Any]:
+        return lambda row: self.weight.row(first + row)
 
     def _to_slab(self, i: int) -> None:
         shape, place, lane = self.shape, self.place, self.threads.lane

@@ -47,6 +47,17 @@ _SHARED = re.compile(r"^ *extern __shared__ __align__\(\d+\) ([\w ]+) (\w+)\[\];
 _LAUNCHED = "// {} is launched with {} bytes of dynamic shared memory.\n"
 _COMPUTED = "// The host computes {} = {}.\n"
 
+# Registers behind each address that a device function is given.
+_TAKEN = {
+    "load_matrices_1": [1],
+    "load_matrices_2": [2],
+    "load_matrices_4": [4],
+    "expand_pairs_4": [4],
+    "multiply": [4, 4, 2],
+    "multiply_two_of_four": [4, 4, 4],
+}
+_SUFFIX = re.compile(r"(_transposed|_b?f16|_b?f16_\d)$")
+
 # Of shared memory, in bytes, where a source does not say what it asks for: most that there is.
 _CAPACITY = 227 << 10
 
@@ -315,10 +326,24 @@ def _kernels(source: str) -> Iterator[_Kernel]:
     sites: list[str] = []
     for start, end in zip(found, ends, strict=True):
         line = source.count("\n", 0, start.start()) + 1
+        _check_registers(source[start.start() : end])
         body = _on_shared_memory(source[start.start() : end], sites)
         body = re.sub(r"\bsparse_wait_for_copies_(\d+)\(\)", r"emulator::wait_for_copies(\1)", body)
         parameters = tuple(_parameter(part) for part in start[2].split(","))
         yield _Kernel(start[1], parameters, f'#line {line} "kernel.cu"\n{body}', tuple(sites))
+
+
+def _check_registers(body: str) -> None:
+    """Refuse arrays shorter than what device functions take: TVM shrinks those not kept whole."""
+    lengths = {
+        name: int(size) for name, size in re.findall(r"(?:uint|float) (\w+)\[(\d+)\];", body)
+    }
+    for name, arguments in re.findall(r"\bsparse_(\w+)\((.*)\);", body):
+        taken = _TAKEN.get(_SUFFIX.sub("", name), [])
+        given = re.findall(r"&\((\w+)\[(\d+)\]\)", arguments)[: len(taken)]
+        for (array, first), count in zip(given, taken, strict=True):
+            if int(first) + count > lengths[array]:
+                raise KernelFault(f"{name} is given an address near the end of an array")
 
 
 def _parameter(declared: str) -> tuple[str, str]:

@@ -559,6 +559,18 @@ def test_values_go_where_bits_are_set():
     assert expanded[1] == 8
 
 
+def test_registers_that_tvm_shrank_are_a_fault():
+    def body(threads: Threads, x: Any, y: Any) -> None:
+        tile, held = part_of(shared_bytes(64), 0, 32, "uint16"), local(4, "uint32")
+        B.buffer_store(tile, x[threads.lane], [threads.lane])
+        ptx.expand_pairs(held[0], tile[0], T.uint32(0), 4)
+        B.buffer_store(y, held[0], [threads.lane])
+
+    x, y = np.zeros(32, np.uint16), np.zeros(32, np.uint32)
+    with pytest.raises(KernelFault, match="near the end of an array"):
+        run(built(body, x=((32,), "uint16"), y=((32,), "uint32")), X=x, Y=y)
+
+
 def everything(dtype: str) -> Any:
     """Build a kernel that calls all device functions; what it computes means nothing."""
 
