@@ -1,8 +1,8 @@
 """Tutorial 4: compile a pruned model for a GPU, on any machine.
 
 Run it as it stands: ``python tutorials/04_cuda.py``. It takes half a minute, and needs NVIDIA's
-compiler (the CUDA 13 toolkit) or NVRTC (``pip install 'tvm-sparse[cuda]'``); a GPU it only needs at
-the very end, where it says so when there is none.
+compiler (the CUDA 13 toolkit, or ``pip install 'tvm-sparse[cuda]'``); a GPU it only needs at the
+very end, where it says so when there is none.
 """
 
 import tempfile

@@ -45,12 +45,12 @@ _loaded: list[Any] = []
 
 
 def find_nvcc() -> str | None:
-    """Return the path of NVIDIA's compiler, None where there is none."""
+    """Return the path of NVIDIA's compiler, of a toolkit or of pip's; None where there is none."""
     for variable in ("CUDA_HOME", "CUDA_PATH"):
         candidate = Path(os.environ.get(variable, "")) / "bin" / "nvcc"
         if os.environ.get(variable) and candidate.is_file():
             return str(candidate)
-    return shutil.which("nvcc")
+    return shutil.which("nvcc") or next(_in_pip_packages("bin/nvcc"), None)
 
 
 def has_gpu() -> bool:
@@ -98,19 +98,15 @@ def machine_code(arch: str) -> Iterator[None]:
     Raises
     ------
     TargetError
-        When neither nvcc nor NVRTC (the package cuda-python) is installed, or TVM's CUDA runtime
-        cannot be loaded.
+        When nvcc is not installed, or TVM's CUDA runtime cannot be loaded.
     """
     nvcc = find_nvcc()
-    if nvcc is None and importlib.util.find_spec("cuda") is None:
+    if nvcc is None:
         raise TargetError(
-            "CUDA code needs NVIDIA's compiler: install the CUDA toolkit, so that nvcc is found, "
-            "or 'pip install tvm-sparse[cuda]' for NVRTC"
+            "CUDA code needs NVIDIA's compiler: install the CUDA 13 toolkit, so that nvcc is "
+            "found, or 'pip install tvm-sparse[cuda]' and g++"
         )
     load_cuda_runtime()
-    if nvcc is None:
-        yield
-        return
     with compiled_by(lambda source: compile_source(nvcc, source, arch)):
         yield
 
@@ -209,13 +205,18 @@ def _tvm_cuda_runtime() -> Path | None:
 def _cudart_candidates() -> Iterator[str]:
     """Name the CUDA runtime library where the system, pip or a toolkit puts it."""
     yield "libcudart.so.13"
-    spec = importlib.util.find_spec("nvidia")
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        yield from map(str, sorted(Path(location).glob("*/lib/libcudart.so.13")))
+    yield from _in_pip_packages("lib/libcudart.so.13")
     nvcc = find_nvcc()
     if nvcc is not None:
         root = Path(nvcc).resolve().parents[1]
         yield from map(str, sorted(root.glob("lib*/libcudart.so.13")))
+
+
+def _in_pip_packages(path: str) -> Iterator[str]:
+    """Find a file in NVIDIA's packages for pip, which share a folder."""
+    spec = importlib.util.find_spec("nvidia")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        yield from map(str, sorted(Path(location).glob(f"*/{path}")))
 
 
 def _stub_driver() -> ctypes.CDLL:

@@ -130,7 +130,7 @@ def built(template_name: str, target: str, workload: Workload, view: Any, config
             key=lambda c: template.estimate(workload, machine, profile, c),
         )
     packed = PackedWeight(template.format, view.shape, {"in_order": 1}, {})
-    if template.format == "row_tiles":
+    if template.format in ("row_tiles", "bitmap_tiles"):
         packed = FORMATS[template.format].pack(view, config)
     function = template.build(workload, machine, packed, config)
     events = template.events(workload, machine, profile, config)
@@ -202,11 +202,16 @@ def whole_spaces(target: str) -> list[tuple[str, Workload, Mapping[str, Any]]]:
     found = []
     for name, dtype, layers in [
         ("cuda_row_tiles", "float32", LAYERS),
-        *[(name, "float16", {**TENSOR_LAYERS, **UNALIGNED}) for name in PATTERNS],
+        *[
+            (name, dtype, {**TENSOR_LAYERS, **UNALIGNED})
+            for name in (*PATTERNS, "cuda_bitmap_tiles")
+            for dtype in ("float16", "float32")
+        ],
     ]:
         for geometry in layers.values():
             workload = workload_of(geometry, dtype, "bias+gelu")
-            space = template_named(name).space(workload, machine)
+            template = template_named(name)
+            space = template.space(workload, machine) if template.takes(workload, machine) else []
             found += [(name, workload, config) for config in space]
     return found
 
