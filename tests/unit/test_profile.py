@@ -136,7 +136,7 @@ def test_counts_do_not_depend_on_how_rows_are_cut_into_chunks(
 ) -> None:
     w = unstructured(333, 45, 0.1, 3)
     whole = profile_weight(w, taps=9)
-    monkeypatch.setattr("tvm_sparse.profile._CHUNK_CELLS", 45 * 40)
+    monkeypatch.setattr("tvm_sparse.profile.counts._CHUNK_CELLS", 45 * 40)
     assert profile_weight(w, taps=9) == whole
 
 

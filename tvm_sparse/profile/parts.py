@@ -1,0 +1,141 @@
+"""A matrix cut into disjoint parts, some kept and the others dropped: how well that explains it.
+
+Blocks, kernels of a convolution, rows, and the columns of tiles are all judged here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .chance import Null, log_at_least
+
+# A form is claimed when a random matrix of the same size and nonzero count shows it with at most
+# this probability ...
+CHANCE = 1e-9
+# ... and when it explains at least this share of the zeros, and of the cells that it keeps.
+EXPLAINED = 0.9
+# A form nearly holds with at most this share of the nonzeros where it has none.
+NEAR = 0.02
+# Kept parts that are expected to look like dropped ones with a few nonzeros.
+_MISTAKEN = 0.05
+# In parts of fewer cells, one zero too many and one nonzero too many look the same.
+_TELLING = 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Disjoint parts of a matrix.
+
+    Attributes
+    ----------
+    histograms : mapping of int to numpy.ndarray
+        For parts of so many cells: how many of them hold 0, 1, 2, ... nonzeros.
+    """
+
+    histograms: Mapping[int, np.ndarray]
+
+    @property
+    def null(self) -> Null:
+        """The hypothesis that nonzeros fell on these parts at random."""
+        size = sum(cells * int(h.sum()) for cells, h in self.histograms.items())
+        return Null(size, sum(_nonzeros(h) for h in self.histograms.values()))
+
+    def above(self, limits: Mapping[int, int]) -> tuple[int, int, int]:
+        """Return parts with more nonzeros than the limit of their size, their cells, nonzeros."""
+        parts = cells = nonzeros = 0
+        for size, histogram in self.histograms.items():
+            kept = histogram.copy()
+            kept[: limits[size] + 1] = 0
+            parts += int(kept.sum())
+            cells += size * int(kept.sum())
+            nonzeros += _nonzeros(kept)
+        return parts, cells, nonzeros
+
+
+@dataclass(frozen=True)
+class Split:
+    """Parts that are kept, and those that are dropped but for `violations` nonzeros."""
+
+    kept_cells: int
+    violations: int
+    null: Null
+
+    @property
+    def fill(self) -> float:
+        """Density of what is kept."""
+        return (self.null.nnz - self.violations) / self.kept_cells if self.kept_cells else 0.0
+
+    @property
+    def explained(self) -> float:
+        """Share of the zeros that are in dropped parts."""
+        dropped = self.null.size - self.kept_cells - self.violations
+        return dropped / self.null.zeros if self.null.zeros else 0.0
+
+    def stands(self, violations: float = NEAR, least: float = EXPLAINED) -> bool:
+        """Whether nearly all zeros are explained by what is kept, and nearly nothing else is."""
+        few = self.violations <= violations * self.null.nnz
+        return few and self.explained >= least and self.fill >= least
+
+
+def histogram(counts: np.ndarray, cells: int) -> np.ndarray:
+    """Count the parts of `cells` that hold 0, 1, ... nonzeros."""
+    return np.bincount(counts.reshape(-1), minlength=cells + 1)
+
+
+def split(parts: Parts) -> Split:
+    """Tell kept parts from dropped ones.
+
+    Both may be blurred: kept parts by zeros that fell into them, dropped ones by nonzeros. A part
+    with more than half of its cells nonzero is kept. So is one with fewer, if that many zeros in
+    some kept part are no surprise: with the density f of the parts above one half, the limit is
+    the largest number that fewer than `_MISTAKEN` of them are expected to stay within, by the
+    binomial distribution of n cells and f. Of fewer than `_TELLING` cells, any nonzero keeps a part.
+    """
+    half = {cells: cells // 2 for cells in parts.histograms}
+    full, cells_of_full, nonzeros = parts.above(half)
+    density = nonzeros / cells_of_full if cells_of_full else 1.0
+    limits = {cells: max(0, min(half[cells], _limit(cells, density, full))) for cells in half}
+    _, kept_cells, inside = parts.above(limits)
+    return Split(kept_cells, parts.null.nnz - inside, parts.null)
+
+
+def log_chance(parts: Parts) -> float:
+    """Bound the log probability of parts this empty, or this full, under the null hypothesis.
+
+    The smallest of three bounds, times three: of the number of empty parts, of those with more
+    than half of their cells nonzero, and of those with at most half.
+    """
+    null = parts.null
+    found = {"empty": 0.0, "full": 0.0, "low": 0.0}
+    expected = dict(found)
+    for cells, counts in parts.histograms.items():
+        chances, total, half = null.held(cells), int(counts.sum()), cells // 2
+        for name, kept in (
+            ("empty", slice(0, 1)),
+            ("low", slice(0, half + 1)),
+            ("full", slice(half + 1, None)),
+        ):
+            found[name] += int(counts[kept].sum())
+            expected[name] += total * float(chances[kept].sum())
+    return min(log_at_least(found[name], expected[name]) for name in found) + math.log(3)
+
+
+def _limit(cells: int, density: float, parts: int) -> int:
+    """Return the largest number of nonzeros that hardly any of `parts` kept ones would have."""
+    if cells < _TELLING:
+        return 0
+    if density >= 1:
+        return cells
+    k = np.arange(cells + 1)
+    logs = np.concatenate([[0], np.cumsum(np.log((cells - k[:-1]) / (k[:-1] + 1)))])
+    logs = logs + k * math.log(density) + (cells - k) * math.log1p(-density)
+    within = parts * np.cumsum(np.exp(logs)) <= _MISTAKEN
+    return int(np.count_nonzero(within)) - 1
+
+
+def _nonzeros(counts: np.ndarray) -> int:
+    return int(counts @ np.arange(len(counts)))
