@@ -16,7 +16,7 @@ import numpy as np
 from ..findings import Finding
 from .chance import Null
 from .counts import fold
-from .parts import CHANCE, NEAR, Parts, histogram, log_chance, split
+from .parts import CHANCE, NEAR, Parts, histogram, log_chance, log_chance_within, split
 from .zeros import Zeros
 
 SIDES = (1, 2, 4, 8, 16, 32, 64)
@@ -38,8 +38,7 @@ def block_findings(zeros: Zeros) -> list[tuple[int, Finding]]:
     for shape, offset in _candidates(zeros):
         if not _worth_it(zeros.mask, shape, offset):
             continue
-        name = f"block:{shape[0]}x{shape[1]}"
-        finding = judge(name, block_parts(zeros.mask, shape, offset), _TRIES, offset)
+        finding = _judge(zeros, shape, offset)
         if finding and (finding.exact or not found):
             found.append((shape[0] * shape[1], finding))
             if finding.exact:
@@ -52,21 +51,29 @@ def kernel_findings(zeros: Zeros) -> list[tuple[int, Finding]]:
     counts = zeros.counts
     if counts.kernels is None:
         return []
-    finding = judge("kernel", Parts({counts.taps: counts.kernels}), 1)
-    return [(counts.taps, finding)] if finding else []
+    parts = Parts({counts.taps: counts.kernels})
+    cut, chance = split(parts), log_chance(parts)
+    if not cut.stands() or chance > math.log(CHANCE):
+        return []
+    log10 = chance / math.log(10)
+    return [(counts.taps, Finding("kernel", cut.violations, cut.explained, cut.fill, log10))]
 
 
-def judge(
-    form: str, parts: Parts, tries: int, offset: tuple[int, int] = (0, 0)
-) -> Finding | None:
-    """Claim that parts are kept or dropped as a whole, if they are, and chance does not do it."""
+def _judge(zeros: Zeros, shape: tuple[int, int], offset: tuple[int, int]) -> Finding | None:
+    parts = block_parts(zeros.mask, shape, offset)
     cut = split(parts)
-    if not cut.stands():
+    # Single cells at the edge would explain a full row there.
+    if not cut.stands() or not split(parts.uncut).stands():
         return None
-    chance = log_chance(parts) + math.log(tries)
+    chances = [log_chance(parts)]
+    if shape[1] == 1:
+        chances.append(log_chance_within(parts, zeros.counts.columns, zeros.counts.shape[0]))
+    if shape[0] == 1:
+        chances.append(log_chance_within(parts, zeros.counts.rows, zeros.counts.shape[1]))
+    chance = max(chances) + math.log(_TRIES)
     if chance > math.log(CHANCE):
         return None
-    log10 = chance / math.log(10)
+    form, log10 = f"block:{shape[0]}x{shape[1]}", chance / math.log(10)
     return Finding(form, cut.violations, cut.explained, cut.fill, log10, offset)
 
 

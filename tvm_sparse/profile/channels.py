@@ -22,6 +22,11 @@ def channel_finding(zeros: Zeros) -> Finding | None:
     counts = zeros.counts
     rows = counts.rows > counts.rows.max() / 2
     channels = counts.channels > counts.channels.max() / 2
+    # Of one row alone, to keep just its nonzeros explains everything and says nothing.
+    if rows.sum() == 1:
+        channels = np.ones_like(channels)
+    elif channels.sum() == 1:
+        rows = np.ones_like(rows)
     if rows.all() and channels.all():
         return None
     kept = int(rows.sum()) * int(channels.sum()) * counts.taps

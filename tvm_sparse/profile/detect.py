@@ -18,7 +18,10 @@ DENSE = 0.95
 
 
 def find(weight: np.ndarray, counts: Counts) -> tuple[Finding, ...]:
-    """Return the forms that a weight has, the most telling one first.
+    """Return the forms that a weight has, the one of the largest parts first.
+
+    Among those, what holds exactly is no better than what nearly holds: a nonzero between blocks
+    leaves smaller blocks as they were.
 
     N:M is looked for only where no parts are dropped as a whole: of every other channel, 1:2 holds
     as well, and says less.
@@ -32,7 +35,7 @@ def find(weight: np.ndarray, counts: Counts) -> tuple[Finding, ...]:
     found = [(counts.size, channel)] if channel else []
     found += [*block_findings(zeros), *kernel_findings(zeros), *tile_findings(zeros)]
     if found:
-        found.sort(key=lambda claim: (not claim[1].exact, -claim[0]))
+        found.sort(key=lambda claim: -claim[0])
         return tuple(finding for _, finding in found)
     finding = vnm_finding(zeros) or group_finding(zeros)
     return (finding,) if finding else ()

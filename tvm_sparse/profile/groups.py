@@ -7,7 +7,7 @@ group exceeds, where many would by chance, is counted in the whole weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -152,23 +152,52 @@ def _count(zeros: Zeros, grouping: Grouping) -> Tally:
 
 
 def _log_chance(zeros: Zeros, grouping: Grouping, broken: int) -> float:
-    """Bound the log probability that so few groups have too many nonzeros.
+    """Bound the log probability that so few groups have too many nonzeros, whatever the columns.
 
     "This one has too many" is increasing, so indicators are negatively associated. That none has is
     at most as probable as the product says.
+
+    Columns that differ in scale may lie so that groups hold by luck. Hence the larger of two
+    bounds: nonzeros fell anywhere, or they fell anywhere within their own columns, of which those
+    of a group are independent.
     """
+    return max(
+        _log_chance_of(zeros.counts.shape[0], broken, chances)
+        for chances in (_anywhere(zeros, grouping), _within_columns(zeros, grouping))
+    )
+
+
+def _log_chance_of(rows: int, broken: int, chances: np.ndarray) -> float:
+    """Do it for the chances that the groups of a row have too many."""
+    if broken:
+        return log_at_most(broken, rows * float(chances.sum()))
+    if np.any(chances >= 1):
+        return -math.inf
+    # Counted from those that break it, which are rare: 1 minus that loses no digits.
+    return rows * float(np.log1p(-chances).sum())
+
+
+def _anywhere(zeros: Zeros, grouping: Grouping) -> np.ndarray:
     null = Null(zeros.counts.size, zeros.counts.nnz)
-    expected = every = 0.0
-    for cells, groups in _group_sizes(zeros, grouping):
-        # Counted from those that break it, which are rare: 1 minus that loses no digits.
-        chance = float(null.held(cells)[grouping.n + 1 :].sum())
-        expected += groups * chance
-        every += groups * math.log1p(-chance) if chance < 1 else -math.inf
-    return log_at_most(broken, expected) if broken else every
-
-
-def _group_sizes(zeros: Zeros, grouping: Grouping) -> Iterator[tuple[int, int]]:
     lines, length = _lines(zeros, grouping.along)
-    for cells, groups in ((grouping.m, length // grouping.m), (length % grouping.m, 1)):
-        if cells and groups:
-            yield cells, groups * lines
+    lines //= zeros.counts.shape[0]
+    whole, rest = divmod(length, grouping.m)
+    sizes = [grouping.m] * whole + [rest] * (rest > 0)
+    of_size = {cells: null.held(cells)[grouping.n + 1 :].sum() for cells in set(sizes)}
+    return np.repeat([of_size[cells] for cells in sizes], lines)
+
+
+def _within_columns(zeros: Zeros, grouping: Grouping) -> np.ndarray:
+    """Return the tails of sums of independent indicators, one for each column of a group."""
+    shares = zeros.counts.columns / zeros.counts.shape[0]
+    if grouping.along == "channels":
+        shares = shares.reshape(-1, zeros.counts.taps).T.reshape(-1)
+    lines = shares.reshape(-1, _lines(zeros, grouping.along)[1])
+    padded = np.zeros((len(lines), -(-lines.shape[1] // grouping.m) * grouping.m))
+    padded[:, : lines.shape[1]] = lines
+    held = np.zeros((grouping.m + 1, padded.size // grouping.m))
+    held[0] = 1
+    for share in padded.reshape(-1, grouping.m).T:
+        held[1:] = held[1:] * (1 - share) + held[:-1] * share
+        held[0] *= 1 - share
+    return held[grouping.n + 1 :].sum(axis=0)

@@ -39,6 +39,12 @@ class Parts:
     histograms: Mapping[int, np.ndarray]
 
     @property
+    def uncut(self) -> Parts:
+        """Those that the edge of the matrix did not cut."""
+        most = max(self.histograms)
+        return Parts({most: self.histograms[most]})
+
+    @property
     def null(self) -> Null:
         """The hypothesis that nonzeros fell on these parts at random."""
         size = sum(cells * int(h.sum()) for cells, h in self.histograms.items())
@@ -104,24 +110,58 @@ def split(parts: Parts) -> Split:
 
 
 def log_chance(parts: Parts) -> float:
-    """Bound the log probability of parts this empty, or this full, under the null hypothesis.
-
-    The smallest of three bounds, times three: of the number of empty parts, of those with more
-    than half of their cells nonzero, and of those with at most half.
-    """
-    null = parts.null
-    found = {"empty": 0.0, "full": 0.0, "low": 0.0}
-    expected = dict(found)
+    """Bound the log probability of parts this empty, or this full, under the null hypothesis."""
+    expected = _Expected()
     for cells, counts in parts.histograms.items():
-        chances, total, half = null.held(cells), int(counts.sum()), cells // 2
-        for name, kept in (
-            ("empty", slice(0, 1)),
-            ("low", slice(0, half + 1)),
-            ("full", slice(half + 1, None)),
-        ):
-            found[name] += int(counts[kept].sum())
-            expected[name] += total * float(chances[kept].sum())
-    return min(log_at_least(found[name], expected[name]) for name in found) + math.log(3)
+        expected.add(int(counts.sum()), parts.null.held(cells))
+    return expected.log_chance(parts)
+
+
+def log_chance_within(parts: Parts, nonzeros: np.ndarray, length: int) -> float:
+    """Bound the same probability for parts of lines that all keep their own nonzeros.
+
+    Rows and columns of real weights differ in scale; a full one is full in every part of it. Here
+    nonzeros fell at random within each line only. Lines are independent of each other, and so
+    indicators remain negatively associated.
+
+    Parameters
+    ----------
+    nonzeros : numpy.ndarray
+        Of each line, of which `parts` are equal shares but for what is cut at the ends.
+    length : int
+        Cells of a line.
+    """
+    expected = _Expected()
+    for cells, counts in parts.histograms.items():
+        each = int(counts.sum()) / len(nonzeros)
+        for held, lines in zip(*np.unique(nonzeros, return_counts=True), strict=True):
+            expected.add(each * int(lines), Null(length, int(held)).held(cells))
+    return expected.log_chance(parts)
+
+
+class _Expected:
+    """How many parts are expected to be empty, more than half full, and at most that."""
+
+    def __init__(self) -> None:
+        self.empty = self.low = self.full = 0.0
+
+    def add(self, parts: float, chances: np.ndarray) -> None:
+        """Add parts that hold 0, 1, ... nonzeros with these chances."""
+        half = (len(chances) - 1) // 2
+        self.empty += parts * float(chances[0])
+        self.low += parts * float(chances[: half + 1].sum())
+        self.full += parts * float(chances[half + 1 :].sum())
+
+    def log_chance(self, parts: Parts) -> float:
+        """Return the smallest of three bounds, times three."""
+        found = _Expected()
+        for counts in parts.histograms.values():
+            found.add(1.0, counts)
+        return math.log(3) + min(
+            log_at_least(found.empty, self.empty),
+            log_at_least(found.low, self.low),
+            log_at_least(found.full, self.full),
+        )
 
 
 def _limit(cells: int, density: float, parts: int) -> int:

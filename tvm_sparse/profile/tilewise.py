@@ -18,9 +18,9 @@ import numpy as np
 
 from ..findings import Finding
 from .blocks import SIDES, block_parts
-from .chance import Null, log_choose
+from .chance import Null, log_at_most, log_choose
 from .data import TILE_HEIGHTS
-from .parts import CHANCE, NEAR, Split, log_chance, split
+from .parts import CHANCE, NEAR, Split, log_chance, log_chance_within, split
 from .zeros import Zeros
 
 # Nonzeros that may have been restored; the paper restores up to 15 % of the weights.
@@ -62,12 +62,7 @@ def _row_limits(zeros: Zeros) -> Iterator[int]:
 
 
 def _judge(zeros: Zeros, rows: np.ndarray, height: int) -> Finding | None:
-    """Claim tiles of `height` on the rows that are left, if they stand.
-
-    Given how many nonzeros those rows hold, a random matrix has them at random places there. As
-    the rows were chosen by looking, the chance is multiplied by the number of choices: of how many
-    are left, and of which ones.
-    """
+    """Claim tiles of `height` on the rows that are left, if they stand."""
     counts = zeros.counts
     dropped = counts.shape[0] - len(rows)
     parts = block_parts(rows, (height, 1), (0, 0))
@@ -79,10 +74,25 @@ def _judge(zeros: Zeros, rows: np.ndarray, height: int) -> Finding | None:
     if not dropped and height in SIDES and whole.violations <= NEAR * counts.nnz:
         # Blocks of one column are the simpler word for it.
         return None
-    tries = len(TILE_HEIGHTS) * (counts.shape[0] + 1)
-    chance = log_chance(parts) + log_choose(counts.shape[0], dropped) + math.log(tries)
+    columns = rows.sum(axis=0, dtype=np.int64)
+    chance = max(log_chance(parts), log_chance_within(parts, columns, len(rows)))
+    chance += _log_choices(zeros, dropped, strays) + math.log(len(TILE_HEIGHTS))
     if chance > math.log(CHANCE):
         return None
     form = f"tew:{height}" if whole.violations else f"tile-wise:{height}"
     log10 = chance / math.log(10)
     return Finding(form, whole.violations, whole.explained, whole.fill, log10)
+
+
+def _log_choices(zeros: Zeros, dropped: int, strays: int) -> float:
+    """Bound how many sets of rows might have been dropped, as those few that held so little.
+
+    Given how many nonzeros the others hold, a random matrix has them at random places there. So
+    the chance of finding some rows to drop, with at most `strays` nonzeros, and tiles in the others
+    is at most: that of the tiles, times that of so few nonzeros in these rows, times the number of
+    sets of rows. The two numbers were found by looking, too.
+    """
+    rows = zeros.counts.shape[0]
+    so_few = log_at_most(strays, zeros.counts.nnz * dropped / rows)
+    numbers = math.log(rows + 1) + math.log(zeros.counts.nnz + 1)
+    return max(0.0, log_choose(rows, dropped) + so_few) + numbers
