@@ -54,6 +54,20 @@ class Finding:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Finding:
-        """Read what `dataclasses.asdict` wrote."""
+        """Read what `dataclasses.asdict` wrote; fields of a later version are passed over.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            When something is missing, or of another kind.
+        """
         row, column = data["offset"]
-        return cls(**{**data, "offset": (int(row), int(column))})
+        return cls(
+            form=str(data["form"]),
+            violations=int(data["violations"]),
+            explained=float(data["explained"]),
+            fill=float(data["fill"]),
+            log10_chance=float(data["log10_chance"]),
+            offset=(int(row), int(column)),
+            along=data.get("along"),
+        )

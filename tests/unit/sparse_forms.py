@@ -104,12 +104,12 @@ def tile_wise(
 # ---------------------------------------------------------------------------------------------
 
 
-def thinned(w: np.ndarray, share: float = 0.05, seed: int = 1) -> np.ndarray:
+def thinned(w: np.ndarray, share: float = 0.05, seed: int = 1001) -> np.ndarray:
     """Set a share of the nonzeros to zero."""
     return keep(w, np.random.default_rng(seed).random(w.shape) >= share)
 
 
-def strewn(w: np.ndarray, share: float = 0.01, seed: int = 2) -> np.ndarray:
+def strewn(w: np.ndarray, share: float = 0.01, seed: int = 1002) -> np.ndarray:
     """Set zeros to one: as many as a share of the nonzeros."""
     rng = np.random.default_rng(seed)
     count = max(1, round(share * np.count_nonzero(w)))

@@ -16,7 +16,7 @@ import numpy as np
 from ..findings import Finding
 from .chance import Null
 from .counts import fold
-from .parts import CHANCE, NEAR, Parts, histogram, log_chance, log_chance_within, split
+from .parts import CHANCE, NEAR, TELLING, Parts, histogram, log_chance, log_chance_within, split
 from .zeros import Zeros
 
 SIDES = (1, 2, 4, 8, 16, 32, 64)
@@ -39,8 +39,9 @@ def block_findings(zeros: Zeros) -> list[tuple[int, Finding]]:
         if not _worth_it(zeros.mask, shape, offset):
             continue
         finding = _judge(zeros, shape, offset)
-        if finding and (finding.exact or not found):
-            found.append((shape[0] * shape[1], finding))
+        cells = shape[0] * shape[1]
+        if finding and (not found or (finding.exact and cells >= TELLING)):
+            found.append((cells, finding))
             if finding.exact:
                 break
     return found
@@ -93,7 +94,11 @@ def block_parts(mask: np.ndarray, shape: tuple[int, int], offset: tuple[int, int
 def _segments(extent: int, side: int, offset: int) -> Iterator[tuple[slice, int]]:
     """Cut an extent into what comes before the first whole part, whole parts, and the rest."""
     end = offset + (extent - offset) // side * side
-    for start, stop, each in ((0, offset, offset), (offset, end, side), (end, extent, extent - end)):
+    for start, stop, each in (
+        (0, offset, offset),
+        (offset, end, side),
+        (end, extent, extent - end),
+    ):
         if start < stop:
             yield slice(start, stop), each
 

@@ -20,8 +20,8 @@ DENSE = 0.95
 def find(weight: np.ndarray, counts: Counts) -> tuple[Finding, ...]:
     """Return the forms that a weight has, the one of the largest parts first.
 
-    Among those, what holds exactly is no better than what nearly holds: a nonzero between blocks
-    leaves smaller blocks as they were.
+    What holds exactly follows what nearly holds of larger parts: nonzeros between blocks leave
+    smaller blocks as they were.
 
     N:M is looked for only where no parts are dropped as a whole: of every other channel, 1:2 holds
     as well, and says less.
@@ -35,8 +35,8 @@ def find(weight: np.ndarray, counts: Counts) -> tuple[Finding, ...]:
     found = [(counts.size, channel)] if channel else []
     found += [*block_findings(zeros), *kernel_findings(zeros), *tile_findings(zeros)]
     if found:
-        found.sort(key=lambda claim: -claim[0])
-        return tuple(finding for _, finding in found)
+        first, *others = (finding for _, finding in sorted(found, key=lambda claim: -claim[0]))
+        return (first, *(other for other in others if other.exact and not first.exact))
     finding = vnm_finding(zeros) or group_finding(zeros)
     return (finding,) if finding else ()
 

@@ -50,7 +50,11 @@ class Tally:
 
 
 def group_finding(zeros: Zeros) -> Finding | None:
-    """Return the tightest N:M that holds, or nearly does; of equal ones that of the smallest M."""
+    """Return the N:M that holds, or nearly does, and is the least likely by chance.
+
+    That is 1:2 rather than 2:4 where both hold; and of a 2:4 weight with a few nonzeros more, 2:4,
+    which nearly holds, rather than 6:8, which does.
+    """
     for grouping in _candidates(zeros):
         finding = _judge(zeros, grouping)
         if finding:
@@ -84,14 +88,16 @@ def _sample(zeros: Zeros, along: str) -> np.ndarray:
 
 
 def _candidates(zeros: Zeros) -> list[Grouping]:
-    found = {Grouping(fit.n, fit.m, fit.along) for fit in zeros.counts.nm if fit.holds}
+    """List what may hold, the least likely first as far as a sample can tell."""
+    broken = {Grouping(fit.n, fit.m, fit.along): 0.0 for fit in zeros.counts.nm if fit.holds}
     for along in ("columns", "channels")[: 1 + (zeros.counts.taps > 1)]:
         for m, shares in sampled_shares(zeros, along, range(2, LARGEST + 1)).items():
             n = int(np.argmax(shares <= _HINT_BROKEN * np.arange(m + 1)))
             grouping = Grouping(n, m, along)
             if 0 < n < m and _is_hint(zeros, grouping, float(shares[n])):
-                found.add(grouping)
-    return sorted(found, key=lambda g: (g.n / g.m, g.m, g.along != "columns"))
+                broken[grouping] = float(shares[n]) * zeros.counts.size / m
+    chances = {grouping: _log_chance(zeros, grouping, most) for grouping, most in broken.items()}
+    return sorted(chances, key=lambda grouping: (chances[grouping], grouping.m))
 
 
 def _is_hint(zeros: Zeros, grouping: Grouping, broken: float) -> bool:
@@ -151,7 +157,7 @@ def _count(zeros: Zeros, grouping: Grouping) -> Tally:
     return Tally(groups, nonzeros)
 
 
-def _log_chance(zeros: Zeros, grouping: Grouping, broken: int) -> float:
+def _log_chance(zeros: Zeros, grouping: Grouping, broken: float) -> float:
     """Bound the log probability that so few groups have too many nonzeros, whatever the columns.
 
     "This one has too many" is increasing, so indicators are negatively associated. That none has is
@@ -167,7 +173,7 @@ def _log_chance(zeros: Zeros, grouping: Grouping, broken: int) -> float:
     )
 
 
-def _log_chance_of(rows: int, broken: int, chances: np.ndarray) -> float:
+def _log_chance_of(rows: int, broken: float, chances: np.ndarray) -> float:
     """Do it for the chances that the groups of a row have too many."""
     if broken:
         return log_at_most(broken, rows * float(chances.sum()))

@@ -21,9 +21,9 @@ EXPLAINED = 0.9
 # A form nearly holds with at most this share of the nonzeros where it has none.
 NEAR = 0.02
 # Kept parts that are expected to look like dropped ones with a few nonzeros.
-_MISTAKEN = 0.05
+_MISTAKEN = 0.001
 # In parts of fewer cells, one zero too many and one nonzero too many look the same.
-_TELLING = 4
+TELLING = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def split(parts: Parts) -> Split:
     with more than half of its cells nonzero is kept. So is one with fewer, if that many zeros in
     some kept part are no surprise: with the density f of the parts above one half, the limit is
     the largest number that fewer than `_MISTAKEN` of them are expected to stay within, by the
-    binomial distribution of n cells and f. Of fewer than `_TELLING` cells, any nonzero keeps a part.
+    binomial distribution of n cells and f. A part of fewer than `TELLING` cells is kept by any
+    nonzero.
     """
     half = {cells: cells // 2 for cells in parts.histograms}
     full, cells_of_full, nonzeros = parts.above(half)
@@ -166,7 +167,7 @@ class _Expected:
 
 def _limit(cells: int, density: float, parts: int) -> int:
     """Return the largest number of nonzeros that hardly any of `parts` kept ones would have."""
-    if cells < _TELLING:
+    if cells < TELLING:
         return 0
     if density >= 1:
         return cells

@@ -35,7 +35,6 @@ def vnm_finding(zeros: Zeros) -> Finding | None:
     widths = [m for m in WIDTHS if shape[1] % m == 0]
     for m, shares in sampled_shares(zeros, "columns", widths).items():
         for n in MOST:
-            # Two of the chosen four leave no room in most rows, so that few cells are zero there.
             allowed = n * zeros.counts.size // m
             if shares[n] > _HINT_BROKEN or zeros.counts.nnz < EXPLAINED * allowed:
                 continue
@@ -69,8 +68,7 @@ def _judge(zeros: Zeros, height: int, n: int, m: int) -> Finding | None:
 
 def _too_many(zeros: Zeros, chosen: np.ndarray, height: int, n: int, m: int) -> int:
     """Count the nonzeros above N that rows have in their chosen columns."""
-    rows, columns = zeros.counts.shape
-    step = max(1, _CELLS_AT_A_TIME // (height * columns))
+    step = max(1, _CELLS_AT_A_TIME // (height * zeros.counts.shape[1]))
     total = 0
     for tile in range(0, len(chosen), step):
         mask = zeros.mask[tile * height : (tile + step) * height]

@@ -32,9 +32,8 @@ def profile_weight(w: np.ndarray, *, taps: int = 1) -> SparsityProfile:
     few nonzeros (`parts.NEAR` of them) may stand where the form has none; it then holds nearly, and
     they are counted. Single elements beside tiles may be more, see `tilewise`.
 
-    Where several claims stand, those that hold exactly come first, then whole channels, then the
-    largest parts. N:M is looked for where no parts are dropped as a whole, V:N:M before it, and the
-    tightest wins.
+    Where several claims stand, whole channels come first, then the largest parts. N:M is looked for
+    where no parts are dropped as a whole, V:N:M before it, and the least likely wins.
 
     Parameters
     ----------
