@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from pruned_weights import pruned_conv, pruned_matrix
-from smtx import read_smtx
+from smtx import FILE_GROUP, read_smtx
 
 from tvm_sparse.runtime import aligned_empty
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -73,7 +73,7 @@ def file_case(path: str | os.PathLike[str], n: int) -> tuple[FileCase, float]:
         When the file is none of DLMC.
     """
     mask = read_smtx(path)
-    return FileCase(*mask.shape, n, "dlmc", str(Path(path).resolve())), float(mask.mean())
+    return FileCase(*mask.shape, n, FILE_GROUP, str(Path(path).resolve())), float(mask.mean())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ import numpy as np
 
 from tvm_sparse.errors import InputError
 
+# The group that means of these matrices are taken over.
+FILE_GROUP = "dlmc"
+
 
 def read_smtx(path: str | os.PathLike[str]) -> np.ndarray:
     """Return where the nonzeros are, as booleans [rows, columns].

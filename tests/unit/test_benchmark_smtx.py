@@ -83,6 +83,17 @@ def test_a_file_becomes_a_case_of_the_benchmark_of_kernels(tmp_path: Path) -> No
     assert case.workload().geometry.weight_shape == (24, 40)
 
 
+def test_what_is_asked_of_our_shapes_is_not_asked_of_files() -> None:
+    from summary import target_lines
+    from test_benchmark_kernels import content
+
+    for group, asked in (("bert", True), ("dlmc", False)):
+        found = content()
+        found["cases"][0]["group"] = group
+        found["environment"] = {"limits": {"memory_gbytes": 1.0}}
+        assert bool(list(target_lines("matmul", found))) == asked
+
+
 def test_a_file_becomes_cases_of_the_benchmark_of_gpus(tmp_path: Path) -> None:
     from cuda_cases import Case, file_cases
 

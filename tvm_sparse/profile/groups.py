@@ -20,7 +20,7 @@ from .parts import CHANCE, EXPLAINED, NEAR
 from .zeros import Zeros
 
 LARGEST = 16
-_SAMPLED_CELLS = 1 << 17
+_SAMPLED_CELLS = 1 << 16
 # Groups of the sample that may have too many nonzeros, for each nonzero that they may have, and
 # against what chance would give.
 _HINT_BROKEN, _HINT_RATIO = 1.5 * NEAR, 0.5
