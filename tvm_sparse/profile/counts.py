@@ -129,7 +129,7 @@ class _TileTally:
     """Counts of tiles, whose rows are those with a nonzero."""
 
     def __init__(self, columns: int) -> None:
-        self.left = np.zeros((0, columns), np.uint8)
+        self.left: np.ndarray = np.zeros((0, columns), np.uint8)
         self.counts = {height: [0] * 5 for height in TILE_HEIGHTS}
         self.two_of_four: dict[int, bool] = {}
 
@@ -167,10 +167,12 @@ class _TileTally:
     def fits(self) -> tuple[TileFit, ...]:
         """Count the rows that are left, too, and return what was found."""
         self._count(self.left)
-        return tuple(
-            TileFit(height, *self.counts[height], self.two_of_four.get(height, True))
-            for height in TILE_HEIGHTS
-        )
+        return tuple(self._fit(height) for height in TILE_HEIGHTS)
+
+    def _fit(self, height: int) -> TileFit:
+        tiles, columns, run_columns, full_columns, full_nnz = self.counts[height]
+        two_of_four = self.two_of_four.get(height, True)
+        return TileFit(height, tiles, columns, run_columns, full_columns, full_nnz, two_of_four)
 
 
 class _Tally:
