@@ -226,9 +226,8 @@ def _open(model: Any) -> OnnxWeights | ModelWeights:
         return OnnxWeights(copy)
     if isinstance(model, (str, os.PathLike)):
         return OnnxWeights(read_onnx(model))
-    if any(
-        cls.__qualname__ == "Module" and "torch" in cls.__module__ for cls in type(model).__mro__
-    ):
+    names = {f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__}
+    if "torch.nn.modules.module.Module" in names:
         raise ModelError("a torch.nn.Module is pruned in place by prune_module")
     raise ModelError(
         "pruning takes a path, an onnx.ModelProto or a loaded model; "

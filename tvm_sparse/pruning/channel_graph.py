@@ -8,6 +8,7 @@ holds in every place, whatever the input of the model is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from onnx import numpy_helper
 from ..errors import ModelError
 
 Dim = int | str | None
+
+# No constant of more elements says what shape something has.
+_LARGEST_SHAPE = 64
 
 
 @dataclass(frozen=True)
@@ -191,16 +195,11 @@ def captured(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    # Shapes that the file states may be those from before an earlier removal.
-    del bare.graph.value_info[:]
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+        graph = onnx.shape_inference.infer_shapes(_without_weights(model), data_prop=True).graph
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"the shapes of this model cannot be inferred: {lines[0]}") from None
-    graph = inferred.graph
     found: dict[str, tuple[Dim, ...]] = {}
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.HasField("shape"):
@@ -210,3 +209,26 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
                 for dim in dims
             )
     return found
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy what the shapes follow from: inference is slow with large weights, and fails at 2 GiB.
+
+    Shapes that the file states are left out: they may be those from before an earlier removal.
+    """
+    bare = onnx.ModelProto(ir_version=model.ir_version)
+    bare.opset_import.extend(model.opset_import)
+    bare.functions.extend(model.functions)
+    graph = bare.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.output.extend(model.graph.output)
+    tensors = {tensor.name for tensor in model.graph.initializer}
+    graph.input.extend(value for value in model.graph.input if value.name not in tensors)
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _LARGEST_SHAPE:
+            graph.initializer.append(tensor)
+        else:
+            kind = (tensor.data_type, tuple(tensor.dims))
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, *kind))
+    return bare

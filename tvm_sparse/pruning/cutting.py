@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,8 @@ def _cut_together(
     if pattern.kind == "tile-wise":
         shapes = [w.view.shape for w in weights]
         masks = cut_tile_wise(
-            [w.scores.reshape(w.view.shape[0], -1) for w in weights],
-            [w.dead.reshape(w.view.shape[0], -1) for w in weights],
+            [w.scores.reshape(w.view.shape[0], math.prod(w.view.shape[1:])) for w in weights],
+            [w.dead.reshape(w.view.shape[0], math.prod(w.view.shape[1:])) for w in weights],
             pattern.size[0],
             share,
             pattern.restored,

@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError
+from ..frontends.onnx_quantised import quantised_weights
 from .activations import Tap, Window, onnx_energies
 from .sites import PrunableLayer, Site
 
@@ -24,9 +25,6 @@ FLOATS = {
     onnx.TensorProto.BFLOAT16,
 }
 
-
-# Layers whose weight is an integer by their own definition.
-_QUANTISED = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 _REARRANGING = ("Identity", "Transpose", "Reshape")
 
@@ -83,34 +81,15 @@ class OnnxWeights:
 
     def _refuse_computed(self) -> None:
         """Name layers whose weight is no float constant; a MatMul does without one as a rule."""
+        for name, how in quantised_weights(self.model.graph).items():
+            self.refused[name] = f"its weight is quantised ({how}); prune before quantising"
         for node in self.model.graph.node:
-            reason = ""
-            if node.op_type in _QUANTISED:
-                reason = f"its weight is quantised ({node.op_type}); prune before quantising"
-            elif node.op_type in ("Conv", "Gemm", "MatMul") and not self._root(node.input[1]):
-                reason = self._computed(node)
-            if reason:
-                self.refused[_name(node)] = reason
-
-    def _computed(self, node: onnx.NodeProto) -> str:
-        if quantiser := self._quantiser(node.input[1]):
-            return f"its weight is quantised (behind a {quantiser}); prune before quantising"
-        if node.op_type == "MatMul":
-            return ""
-        maker = self.producers.get(node.input[1])
-        origin = f"computed by a {maker.op_type}" if maker else "an input of the model"
-        return f"its weight is {origin}"
-
-    def _quantiser(self, name: str) -> str:
-        """Name the quantising operator between a layer and a constant, if that is all there is."""
-        found = ""
-        while (node := self.producers.get(name)) is not None and not self._root(name):
-            if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                found = found or node.op_type
-            elif node.op_type not in _REARRANGING:
-                return ""
-            name = node.input[0]
-        return found if self._root(name) else ""
+            if node.op_type not in ("Conv", "Gemm") or _name(node) in self.refused:
+                continue
+            if not self._root(node.input[1]):
+                maker = self.producers.get(node.input[1])
+                origin = f"computed by a {maker.op_type}" if maker else "an input of the model"
+                self.refused[_name(node)] = f"its weight is {origin}"
 
     def _root(self, name: str) -> str:
         """Follow rearrangements back to a constant; empty when there is none."""

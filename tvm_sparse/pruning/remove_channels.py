@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from .channel_graph import ChannelGraph, Channels, Product, captured, name_of
 from .channel_rules import follow
+from .fold_constants import fold_constants
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def remove_dead_channels(
     """
     current = onnx.ModelProto()
     current.CopyFrom(model)
+    fold_constants(current)
     found: dict[str, ChannelRemoval] = {}
     # A layer that lost its last inputs makes constants in its turn.
     while True:
@@ -79,8 +81,10 @@ def remove_dead_channels(
         if not removal.classes:
             break
         removal.apply()
-    changed = (entry for entry in found.values() if entry.removed or entry.left)
-    return current, tuple(changed)
+    changed = tuple(entry for entry in found.values() if entry.removed or entry.left)
+    if not any(entry.removed for entry in changed):
+        current.CopyFrom(model)
+    return current, changed
 
 
 def _report(removal: _Removal, found: dict[str, ChannelRemoval]) -> None:

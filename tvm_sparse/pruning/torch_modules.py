@@ -322,9 +322,11 @@ def _without_masks(chain: Any) -> Iterator[None]:
     masks = [(part, part.mask.clone()) for part in chain if _is_mask(part)]
     for part, _ in masks:
         part.mask.fill_(True)
-    yield
-    for part, saved in masks:
-        part.mask.copy_(saved)
+    try:
+        yield
+    finally:
+        for part, saved in masks:
+            part.mask.copy_(saved)
 
 
 def _is_mask(part: Any) -> bool:

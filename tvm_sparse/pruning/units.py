@@ -34,9 +34,9 @@ def rank_units(scores: np.ndarray, dead: np.ndarray, pattern: Pattern) -> np.nda
 
 
 def _rank_blocks(scores: np.ndarray, dead: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    matrix = scores.reshape(scores.shape[0], -1)
-    if not matrix.size:
+    if not scores.size:
         return np.zeros((0, 0))
+    matrix = scores.reshape(scores.shape[0], -1)
     sums = block_sums(np.square(matrix, dtype=np.float64), rows, columns)
     sizes = block_sums(np.ones(matrix.shape, np.int64), rows, columns)
     alive = block_sums((~dead).reshape(matrix.shape).astype(np.int64), rows, columns)
