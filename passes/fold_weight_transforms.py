@@ -92,7 +92,10 @@ class _Folder:
         self, rewriter: MainRewriter, var: Any, expr: Any, arrays: list[np.ndarray], result: Any
     ) -> Any:
         result = np.asarray(result)
-        source = next((leaf for leaf in operands_of(expr) if leaf in rewriter.params), None)
+        sources = [leaf for leaf in operands_of(expr) if leaf in rewriter.params]
+        # A constant of the body, such as a pruning mask, has no layer but the variable it feeds.
+        named = [leaf for leaf in sources if rewriter.layers[leaf] != var.name]
+        source = next(iter(named or sources), None)
         if source is None:
             source = next((self.origin[x] for x in operands_of(expr) if x in self.origin), None)
         if result.size > max(GROWTH_LIMIT, *(_stored_size(array) for array in arrays)):
@@ -257,7 +260,7 @@ def _matmul(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
 
 
 def _full_like(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-    """Fill the shape of a weight with one number; the mask of a pruned weight takes its zeros so."""
+    """Fill the shape of a weight with one number: what is put where a mask hides it."""
     shape = arrays[0].shape
     return None if call.attrs.dtype else np.broadcast_to(arrays[1].astype(arrays[0].dtype), shape)
 

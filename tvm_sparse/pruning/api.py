@@ -19,7 +19,7 @@ from .cutting import Scored, cut_masks
 from .model_weights import ModelWeights
 from .onnx_weights import OnnxWeights
 from .patterns import Pattern, parse_pattern
-from .remove_channels import remove_dead_channels
+from .remove_channels import ChannelRemoval, remove_dead_channels
 from .report import LayerCut, Pruning
 from .scores import Scores, check_scores, gradient_of, magnitude, spread_energy, taylor, wanda
 from .sites import PrunableLayer, Site
@@ -128,12 +128,11 @@ def prune_with_report(
     masks = cut_masks(scored, parsed, share, known, np.random.default_rng(seed))
     layers = tuple(_apply(site, mask) for site, mask in zip(chosen, masks, strict=True))
     result: Any = weights.close()
-    removed = ()
+    removed: tuple[ChannelRemoval, ...] = ()
     if remove_channels:
         result, removed = remove_dead_channels(result)
-    return Pruning(
-        result, pattern, layers, kept, (*notes, *emptied(layers)), known, scores, removed
-    )
+    notes += emptied(layers)
+    return Pruning(result, pattern, layers, kept, notes, known, scores, removed)
 
 
 def prunable_layers(model: str | os.PathLike[str] | AnyModel) -> tuple[PrunableLayer, ...]:

@@ -9,7 +9,7 @@ holds in every place, whatever the input of the model is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -161,7 +161,7 @@ class ChannelGraph:
             member = self.parents[member]
         return member
 
-    def bind(self, left: Sequence[int], right: Sequence[int]) -> None:
+    def bind(self, left: Iterable[int], right: Iterable[int]) -> None:
         """Let channels live and die together."""
         for a, b in zip(left, right, strict=True):
             self.parents[self.root(int(a))] = self.root(int(b))

@@ -323,7 +323,8 @@ def _run(
     )
     try:
         with np.errstate(all="ignore"):
-            return np.asarray(ReferenceEvaluator(small).run(None, feed)[0], np.float64)
+            results: Any = ReferenceEvaluator(small).run(None, feed)
+            return np.asarray(results[0], np.float64)
     except Exception:
         # Whatever the reference lacks: the channels are then not constant as far as is known.
         return None

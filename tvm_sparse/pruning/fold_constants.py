@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -68,7 +70,8 @@ def _evaluate(
     )
     feed = dict(zip(names, operands, strict=True))
     try:
-        return np.asarray(ReferenceEvaluator(alone).run(None, feed)[0])
+        results: Any = ReferenceEvaluator(alone).run(None, feed)
+        return np.asarray(results[0])
     except Exception:
         # Whatever the reference lacks stays in the graph.
         return None

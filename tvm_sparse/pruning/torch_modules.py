@@ -359,7 +359,7 @@ def _mask_class() -> Callable[[Any], Any]:
     if "Mask" not in _classes:
         torch = _torch()
 
-        class Mask(torch.nn.Module):  # type: ignore[name-defined, misc]
+        class Mask(torch.nn.Module):  # type: ignore[name-defined]
             """What it hides is zero."""
 
             def __init__(self, mask: Any) -> None:
