@@ -203,7 +203,7 @@ def prune_module(
         module, report, parsed, share, known, seed, schedule, calibration, owners
     )
     # Before anything is changed: missing gradients and inputs that do not fit.
-    pruning._score([site for site in chosen])
+    pruning._score(chosen)
     for name, group in owners.items():
         pruning._masks[name] = _register(group)
     pruning._cut()
