@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from pruned_weights import pruned_conv, pruned_matrix
+from smtx import FILE_GROUP, read_smtx
 
 from tvm_sparse.runtime import aligned_empty
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
@@ -42,6 +45,35 @@ class MatmulCase:
     def input(self) -> np.ndarray:
         """Return the activations [n, k]."""
         return _normal((self.n, self.k))
+
+
+@dataclass(frozen=True)
+class FileCase(MatmulCase):
+    """A matmul whose nonzeros lie where a file says; it has one density."""
+
+    file: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file and the shape."""
+        return f"{Path(self.file).stem} {super().name}"
+
+    def weight(self, density: float) -> np.ndarray:
+        """Return a weight [m, k] with Gaussian values."""
+        values = np.random.default_rng(0).standard_normal((self.m, self.k), np.float32)
+        return np.where(read_smtx(self.file), values, np.float32(0))
+
+
+def file_case(path: str | os.PathLike[str], n: int) -> tuple[FileCase, float]:
+    """Make a case of a matrix of DLMC and `n` tokens, and tell its density.
+
+    Raises
+    ------
+    InputError
+        When the file is none of DLMC.
+    """
+    mask = read_smtx(path)
+    return FileCase(*mask.shape, n, FILE_GROUP, str(Path(path).resolve())), float(mask.mean())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Time sparse layers on a GPU, beside NVIDIA's libraries: built here, run there.
 
     python benchmarks/cuda.py build -o FOLDER [--target cuda-sm90a] [--case PATTERN] [--configs N]
+    python benchmarks/cuda.py build -o FOLDER --smtx FILE [--tokens N]
     python benchmarks/cuda.py run FOLDER [--peers cublas,cusparse] [--json FILE] [--asked]
     python benchmarks/cuda.py list
 
@@ -25,7 +26,7 @@ from pathlib import Path
 if sys.path and Path(sys.path[0]).resolve() == Path(__file__).resolve().parent:
     sys.path.append(sys.path.pop(0))
 
-from cuda_cases import matching
+from cuda_cases import file_cases, matching
 
 from tvm_sparse.errors import SparseError
 
@@ -45,6 +46,15 @@ def _parsed(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="leave weights out; the run draws them again from their seeds",
     )
+    build.add_argument(
+        "--smtx",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="matrices of DLMC instead of our layers; may be repeated",
+    )
+    build.add_argument("--tokens", type=int, default=128, help="with --smtx; default: 128")
     run = commands.add_parser("run", help="time them; needs a GPU")
     run.add_argument("folder", type=Path)
     run.add_argument("--peers", default="cublas,cusparse,cusparselt,cudnn")
@@ -65,7 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(f"{case.name}  {case.dtype} {case.format}" for case in cases))
             return 0
         if options.command == "build":
-            return _build(options, cases)
+            files = [case for path in options.smtx for case in file_cases(path, options.tokens)]
+            return _build(options, files or cases)
         return _run(options)
     except SparseError as error:
         print(f"cuda.py: {error}", file=sys.stderr)

@@ -7,9 +7,11 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from smtx import read_smtx
 
 from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 
@@ -28,7 +30,7 @@ class Case:
         What the layer is in the table for; the first part of its name.
     form : str
         How zeros lie: "unstructured", "N:M", "V:N:M" (columns by V rows, then N of every 4),
-        "block:RxC", or "tile-wise:G".
+        "block:RxC", "tile-wise:G", or "smtx:FILE" (as in a matrix of DLMC).
     zeros : float
         Share of zeros; N:M and V:N:M have it from their numbers.
     format : str
@@ -47,6 +49,8 @@ class Case:
     def name(self) -> str:
         """Group, shape and zeros, for example ``tile-wise/768x3072x12800/75``."""
         sizes = {"block": self.form.removeprefix("block:"), "v:n:m": self.form}
+        if self.form.startswith("smtx:"):
+            sizes[self.group] = Path(self.form).stem
         middle = f"{sizes[self.group]}/" if self.group in sizes else ""
         return f"{self.group}/{middle}{describe(self.geometry)}/{100 * self.zeros:g}"
 
@@ -150,6 +154,8 @@ def kept(magnitude: np.ndarray, form: str, zeros: float) -> np.ndarray:
         When there is no such form.
     """
     numbers = [int(number) for number in re.findall(r"\d+", form)]
+    if form.startswith("smtx:"):
+        return read_smtx(form.removeprefix("smtx:"))
     if form == "unstructured":
         return _largest(magnitude, 1 - zeros)
     if form.startswith("block:"):
@@ -358,6 +364,26 @@ TABLE: tuple[Case, ...] = (
 
 # A layer of next to no work: what calling costs. It is built along with whatever else is.
 OVERHEAD = Case("overhead", MatmulGeometry(32, 32, 32), "float32", "unstructured", 0.9, "row_tiles")
+
+
+def file_cases(path: Path, tokens: int) -> tuple[Case, ...]:
+    """Make cases of a matrix of DLMC, as unstructured float32 has them.
+
+    Raises
+    ------
+    InputError
+        When the file is none of DLMC.
+    """
+    mask = read_smtx(path)
+    shape = (*mask.shape, tokens)
+    zeros = round(1 - float(mask.mean()), 4)
+    return tuple(
+        case
+        for group, kind in FLOAT32.items()
+        for case in _matmuls(
+            [shape], f"smtx-{group}", f"smtx:{path.resolve()}", zeros, kind, "float32"
+        )
+    )
 
 
 def matching(pattern: str | None) -> list[Case]:

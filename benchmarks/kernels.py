@@ -4,6 +4,7 @@
     python benchmarks/kernels.py matmul conv --densities 0.2,0.1 --shapes 768x768,3x3
     python benchmarks/kernels.py --quick                  # everything once, on tiny shapes
     python benchmarks/kernels.py --show                   # the tables of an existing file
+    python benchmarks/kernels.py --smtx FILE --tokens 128  # matrices of DLMC instead of ours
 
 Sections: matmul, few (columns), conv, threads, avx2. Each runs in a process of its own, pinned to
 one core (threads: two). Every output is checked against float64 before it is timed. Results are
@@ -21,10 +22,15 @@ import tempfile
 from pathlib import Path
 
 from results import Store
+from smtx import read_smtx
 from summary import summarise
+
+from tvm_sparse.errors import InputError
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "kernels.json"
+# Of matrices from files, which the tables of docs/kernels.md know nothing of.
+FILE_RESULTS = HERE / "results" / "smtx.json"
 # Times of tiny shapes are no results.
 QUICK_RESULTS = Path(tempfile.gettempdir()) / "kernels-quick.json"
 THREADS: dict[str, int] = {"matmul": 1, "few": 1, "conv": 1, "threads": 2, "avx2": 1}
@@ -34,12 +40,19 @@ AVX2_ONLY = {"OPENBLAS_CORETYPE": "Haswell", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 def main() -> int:
     options = _parser().parse_args()
-    options.json = options.json or (QUICK_RESULTS if options.quick else RESULTS)
+    usual = FILE_RESULTS if options.smtx else RESULTS
+    options.json = options.json or (QUICK_RESULTS if options.quick else usual)
     unknown = [name for name in options.sections if name not in THREADS]
     if unknown:
         print(f"there is no section '{unknown[0]}'; there are {', '.join(THREADS)}")
         return 2
-    sections = options.sections or list(THREADS)
+    try:
+        for path in options.smtx:
+            read_smtx(path)
+    except InputError as error:
+        print(f"kernels.py: {error}", file=sys.stderr)
+        return 1
+    sections = options.sections or (["matmul"] if options.smtx else list(THREADS))
     if not options.show:
         for name in sections:
             code = measure(name, options)
@@ -63,6 +76,8 @@ def measure(section: str, options: argparse.Namespace) -> int:
         "densities": options.densities,
         "shapes": options.shapes,
         "seconds": options.seconds,
+        "smtx": [str(path.resolve()) for path in options.smtx],
+        "tokens": options.tokens,
         "json": str(options.json.resolve()),
     }
     with tempfile.TemporaryDirectory(prefix="kernels-") as folder:
@@ -103,6 +118,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seconds", type=float, default=6, help="rounds of a case go on for this long"
     )
+    parser.add_argument(
+        "--smtx", type=Path, action="append", default=[], metavar="FILE", help="may be repeated"
+    )
+    parser.add_argument("--tokens", type=int, default=128, help="with --smtx; default: 128")
     parser.add_argument("--cpu", type=int, help="core to pin to; default: the first one allowed")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, a smoke test")
     parser.add_argument("--show", action="store_true", help="measure nothing, print the tables")

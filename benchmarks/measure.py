@@ -21,7 +21,16 @@ import bars
 import csr
 import numpy as np
 import peers
-from cases import QUICK, QUICK_DENSITIES, SECTIONS, Case, ConvCase, MatmulCase, Section
+from cases import (
+    QUICK,
+    QUICK_DENSITIES,
+    SECTIONS,
+    Case,
+    ConvCase,
+    MatmulCase,
+    Section,
+    file_case,
+)
 from ours import HAS_PANELS, Choice, Shop, between_panels, layer_of, shuffled
 from results import Store
 from roofline import as_dict, floors, measure_limits
@@ -230,12 +239,17 @@ def run(job: Mapping[str, Any]) -> None:
     section = SECTIONS[job["section"]]
     os.sched_setaffinity(0, job["cores"])
     quick = job["quick"]
-    cases = QUICK[section.name] if quick else section.cases
     densities = job["densities"] or (QUICK_DENSITIES if quick else section.densities)
-    chosen = [c for c in cases if not job["shapes"] or any(s in c.name for s in job["shapes"])]
+    cases = QUICK[section.name] if quick else section.cases
+    chosen = [(c, densities) for c in cases]
+    if job.get("smtx"):
+        found = [file_case(path, job["tokens"]) for path in job["smtx"]]
+        chosen = [(case, (density,)) for case, density in found]
+    words = job["shapes"]
+    chosen = [pair for pair in chosen if not words or any(word in pair[0].name for word in words)]
     bench = Bench(section, QUICK_EFFORT if quick else Effort(job["seconds"]))
     store = Store(Path(job["json"]))
-    for number, case in enumerate(chosen, 1):
+    for number, (case, densities) in enumerate(chosen, 1):
         start = time.perf_counter()
         print(f"{section.name} {number}/{len(chosen)} {case.name} ", end="", flush=True)
         measured = bench.case(case, densities)

@@ -92,7 +92,10 @@ class _Folder:
         self, rewriter: MainRewriter, var: Any, expr: Any, arrays: list[np.ndarray], result: Any
     ) -> Any:
         result = np.asarray(result)
-        source = next((leaf for leaf in operands_of(expr) if leaf in rewriter.params), None)
+        sources = [leaf for leaf in operands_of(expr) if leaf in rewriter.params]
+        # A constant of the body, such as a pruning mask, has no layer but the variable it feeds.
+        named = [leaf for leaf in sources if rewriter.layers[leaf] != var.name]
+        source = next(iter(named or sources), None)
         if source is None:
             source = next((self.origin[x] for x in operands_of(expr) if x in self.origin), None)
         if result.size > max(GROWTH_LIMIT, *(_stored_size(array) for array in arrays)):
@@ -256,6 +259,18 @@ def _matmul(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
     return left @ right if work <= PRODUCT_LIMIT and right.ndim == 2 else None
 
 
+def _full_like(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
+    """Fill the shape of a weight with one number: what is put where a mask hides it."""
+    shape = arrays[0].shape
+    return None if call.attrs.dtype else np.broadcast_to(arrays[1].astype(arrays[0].dtype), shape)
+
+
+def _where(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
+    largest = max(_stored_size(array) for array in arrays)
+    size = np.prod(np.broadcast_shapes(*(array.shape for array in arrays)), dtype=np.int64)
+    return np.where(*arrays) if size <= max(GROWTH_LIMIT, largest) else None
+
+
 def _compare(function: Callable[..., np.ndarray]) -> Evaluator:
     def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
         return None if max(array.size for array in arrays) > GROWTH_LIMIT else function(*arrays)
@@ -282,6 +297,7 @@ _EVALUATORS: dict[str, Evaluator] = {
     "expand_dims": _expand_dims,
     "squeeze": _squeeze,
     "flatten": _flatten,
+    "full_like": _full_like,
     "astype": _astype,
     "concat": _concat,
     "take": _take,
@@ -304,7 +320,7 @@ _EVALUATORS: dict[str, Evaluator] = {
     "logical_not": _compare(np.logical_not),
     "logical_and": _compare(np.logical_and),
     "logical_or": _compare(np.logical_or),
-    "where": _compare(np.where),
+    "where": _where,
     "abs": _elementwise(np.abs),
     "sqrt": _elementwise(np.sqrt),
     "rsqrt": _elementwise(lambda x: np.reciprocal(np.sqrt(x))),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .frontends.loading import load
     from .model import Model
     from .planner import Plan
-    from .pruning import prune
+    from .pruning import prune, prune_module
     from .report import Report
     from .runtime import CompiledModule
     from .tuner import tune
@@ -35,6 +35,7 @@ _PUBLIC: dict[str, str] = {
     "load_module": "deploy",
     "plan": "compiler",
     "prune": "pruning",
+    "prune_module": "pruning",
     "tune": "tuner",
 }
 
@@ -52,6 +53,7 @@ __all__ = [
     "load_module",
     "plan",
     "prune",
+    "prune_module",
     "tune",
 ]
 

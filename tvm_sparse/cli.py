@@ -108,11 +108,13 @@ def inspect(options: argparse.Namespace) -> None:
 
 
 def prune(options: argparse.Namespace) -> None:
-    """Prune an ONNX file by magnitude."""
+    """Prune an ONNX file: set its least important weights to zero."""
     from .files import save_onnx
     from .pruning import prune_with_report
 
     _check_writable(options.output)
+    gradients = read_inputs([("", path) for path in options.gradients], ())
+    calibration = read_inputs(options.calibration, _input_names(options)) or None
     report = prune_with_report(
         options.model,
         options.pattern,
@@ -120,10 +122,25 @@ def prune(options: argparse.Namespace) -> None:
         options.scope,
         options.skip,
         options.seed,
+        scores=options.scores,
+        gradients=gradients or None,
+        calibration=calibration,
+        remove_channels=options.remove_channels,
     )
     save_onnx(report.model, options.output)
     print(report)
     print(f"wrote {options.output}")
+
+
+def _input_names(options: argparse.Namespace) -> list[str]:
+    """Name the inputs of the ONNX file; it is read only when calibration inputs need them."""
+    if not options.calibration:
+        return []
+    from .files import read_onnx
+
+    graph = read_onnx(options.model).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in weights]
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -553,7 +570,8 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
         "--pattern",
         type=_argument(_read_pattern),
         default="unstructured",
-        help="unstructured (default), N:M, block:RxC, vector:V or channel",
+        help="unstructured (default), N:M, V:N:M, block:RxC, vector:V, vector:1xV, kernel, "
+        "channel, filter, neuron, tile-wise:G or tile-wise:G+R%%",
     )
     parser.add_argument(
         "--sparsity",
@@ -561,11 +579,42 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="share of zeros, 0.9 by default; N:M fixes it",
     )
-    parser.add_argument("--scope", choices=("global", "layer"), default="global")
+    parser.add_argument(
+        "--scope",
+        choices=("global", "layer", "erk", "row"),
+        help="rank over all layers together (default), layer by layer, so with densities after the "
+        "layers' dimensions, or row by row (default with --scores wanda)",
+    )
+    parser.add_argument(
+        "--scores",
+        choices=("magnitude", "taylor", "wanda"),
+        default="magnitude",
+        help="|w| (default), |w * gradient|, or |w| times the norm of its input",
+    )
+    parser.add_argument(
+        "--gradients",
+        action="append",
+        default=[],
+        metavar="FILE.npz",
+        help="for taylor: the gradient of each layer's weight, by the layer's name",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=_argument(_read_input),
+        action="append",
+        default=[],
+        metavar="NAME=x.npy",
+        help="for wanda: an input to run the model on; FILE.npz alone gives all of its arrays",
+    )
+    parser.add_argument(
+        "--remove-channels",
+        action="store_true",
+        help="cut output channels that are zero out of the graph, so that the file gets smaller",
+    )
     parser.add_argument(
         "--skip", action="append", default=[], metavar="LAYER", help="leave these alone (pattern)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides between equal magnitudes")
+    parser.add_argument("--seed", type=int, default=0, help="decides between equal scores")
 
 
 def _tune_options(parser: argparse.ArgumentParser) -> None:

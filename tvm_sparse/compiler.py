@@ -310,6 +310,7 @@ def _layer(model: Model, site: WeightSite, profile: SparsityProfile) -> LayerRep
         density=profile.density,
         pattern=profile.pattern,
         nnz=profile.nnz,
+        findings=profile.findings,
         bytes_dense=int(model.params[site.param].nbytes),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import SparseError
 from .files import write_text
+from .findings import Finding
 
 VERSION = 1
 _GAP = "  "
@@ -51,6 +52,8 @@ class LayerReport:
     history : tuple of (int, float)
         (trial, microseconds) of the fastest kernel so far, one point a trial that was measured
         while tuning; empty for layers that were not tuned.
+    findings : tuple of Finding
+        Forms that were recognised in the weight's zeros, the most telling one first.
     """
 
     name: str
@@ -73,6 +76,17 @@ class LayerReport:
     error: float | None = None
     error_share: float | None = None
     history: tuple[tuple[int, float], ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def explained(self) -> float | None:
+        """Share of the zeros that the pattern explains; None without a form."""
+        return self.findings[0].explained if self.findings else None
+
+    @property
+    def outside(self) -> int | None:
+        """Nonzeros where the pattern has none; None without a form, or where it holds exactly."""
+        return self.findings[0].violations or None if self.findings else None
 
     @property
     def is_sparse(self) -> bool:
@@ -144,9 +158,10 @@ class Report:
         """
         data = {"version": VERSION, **asdict(self), "summary": self.summary()}
         for layer in data["layers"]:
-            # Every library carries its report, and most layers of most models were not tuned.
-            if not layer["history"]:
-                del layer["history"]
+            # Every library carries its report, and most layers of most models have neither.
+            for name in ("history", "findings"):
+                if not layer[name]:
+                    del layer[name]
         text = json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
         if path is not None:
             write_text(path, text)
@@ -288,6 +303,8 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("nonzero", "density", format_percent, number=True),
     _Column("nnz", "nnz", "{:,}".format, number=True),
     _Column("pattern", "pattern"),
+    _Column("explains", "explained", format_percent, number=True),
+    _Column("nonzeros outside", "outside", "{:,}".format, number=True),
     _Column("format", "format"),
     _Column("kernel", "kernel"),
     _Column("decided by", "source"),
@@ -304,6 +321,7 @@ _COLUMNS: tuple[_Column, ...] = (
 # What a narrow terminal does without, the first first; JSON has it all.
 _EXPENDABLE = (
     "nnz",
+    "explained",
     "error_share",
     "dtype",
     "bytes_dense",
@@ -312,6 +330,7 @@ _EXPENDABLE = (
     "error",
     "kernel",
     "dense_us",
+    "outside",
     "pattern",
 )
 
@@ -439,4 +458,5 @@ def _layer(entry: Mapping[str, Any]) -> LayerReport:
             values[name] = float(values[name])
     points = values.get("history", ())
     values["history"] = tuple((int(trial), float(time)) for trial, time in points)
+    values["findings"] = tuple(map(Finding.from_data, values.get("findings", ())))
     return LayerReport(**values)

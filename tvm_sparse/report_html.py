@@ -217,6 +217,8 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("dtype", _shown("dtype")),
     _Column("zeros", _zeros, "number"),
     _Column("pattern", _shown("pattern")),
+    _Column("explains", _shown("explained", format_percent), "number"),
+    _Column("nonzeros outside", _shown("outside", "{:,}".format), "number"),
     _Column("format", _shown("format")),
     _Column("kernel", _kernel, "long"),
     _Column("expected us", _shown("expected_us", _us), "number"),
@@ -230,6 +232,10 @@ _COLUMNS: tuple[_Column, ...] = (
     _Column("error share", _shown("error_share", "{:.2g}".format), "number"),
 )
 
+_EXPLAINS_MEANS = (
+    "Explains: the share of the zeros that lie where the pattern wants them. Nonzeros outside "
+    "stand where it has none."
+)
 _SHARE_MEANS = (
     "Error share: the largest difference from the dense layer in float64, over the "
     "bound that rounding alone explains; below one is good."
@@ -244,8 +250,11 @@ def _layers(report: Report) -> str:
         f'<th scope="col" class="{column.kind}">{column.title}</th>' for column in columns
     )
     rows = "\n".join(_row(layer, columns) for layer in report.layers)
-    has_share = any(layer.error_share is not None for layer in report.layers)
-    share_means = f"<p>{_SHARE_MEANS}</p>\n" if has_share else ""
+    meanings = {
+        _EXPLAINS_MEANS: any(layer.findings for layer in report.layers),
+        _SHARE_MEANS: any(layer.error_share is not None for layer in report.layers),
+    }
+    explanations = "".join(f"<p>{text}</p>\n" for text, needed in meanings.items() if needed)
     return f"""\
 <section>
 <h2>All layers</h2>
@@ -257,7 +266,7 @@ def _layers(report: Report) -> str:
 </tbody>
 </table>
 </div>
-{share_means}</section>"""
+{explanations}</section>"""
 
 
 def _says_something(column: _Column, layers: Iterable[LayerReport]) -> bool:

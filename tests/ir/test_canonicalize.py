@@ -476,3 +476,16 @@ def test_the_check_names_what_is_not_canonical():
     raw = relax_model(linear, {"w": random(5, 8), "b": random(5)}, (2, 3, 8))
     faults = check_canonical(raw)
     assert any("transforms a weight (permute_dims)" in fault for fault in faults)
+
+
+def test_a_mask_of_any_size_is_folded_into_the_weight_that_it_hides():
+    weight, mask = random(300, 260), random(300, 260, seed=1) > 0.5
+    nodes = [
+        node("Where", ["mask", "w", "zero"], ["masked"]),
+        node("MatMul", ["x", "masked"], ["y"], name="layer"),
+    ]
+    weights = {"w": weight, "mask": mask, "zero": np.zeros((), np.float32)}
+    model = load(onnx_model(nodes, weights, {"x": (2, 300)}))
+    assert ops_of(model) == ["matmul"]
+    [value] = model.params.values()
+    assert np.array_equal(value, np.where(mask, weight, 0))

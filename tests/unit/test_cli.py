@@ -102,7 +102,8 @@ def test_every_command_explains_itself(command, capsys):
         ("prune m.onnx -o o.onnx --sparsity 1.5", "from 0 to below 1"),
         ("prune m.onnx -o o.onnx --sparsity many", "could not convert"),
         ("prune m.onnx -o o.onnx --pattern diagonal", "unknown pattern 'diagonal'"),
-        ("prune m.onnx -o o.onnx --pattern tile-wise:64", "not part of this version"),
+        ("prune m.onnx -o o.onnx --pattern tile-wise:0", "at least one feature"),
+        ("prune m.onnx -o o.onnx --scope network", "invalid choice: 'network'"),
         ("compile m.onnx", "-o"),
         ("compile m.onnx -o m.so --shape x:1,2", "NAME=1,128"),
         ("compile m.onnx -o m.so --shape x=1,b", "NAME=1,128"),
@@ -217,6 +218,34 @@ def test_prune_writes_the_pruned_model(model_path, tmp_path, capsys):
     assert np.count_nonzero(weights["fc1.weight"]) == 128
     assert np.count_nonzero(weights["fc2.weight"]) == 128
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "pruned.onnx"]
+
+
+def test_prune_removes_channels_and_says_which(model_path, tmp_path, capsys):
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    line = f"prune {model_path} --pattern channel --sparsity 0.5 --scope layer -o".split()
+    assert cli.main([*line, str(whole)]) == 0
+    assert cli.main([*line, str(small), "--remove-channels"]) == 0
+    assert "removed" in capsys.readouterr().out
+    assert small.stat().st_size < whole.stat().st_size
+
+
+def test_prune_takes_gradients_and_calibration_inputs_from_files(model_path, tmp_path, capsys):
+    model = onnx.load(model_path)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    gradients = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "gradients.npz", **gradients)
+    value = model.graph.input[0]
+    sizes = [dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim]
+    np.save(tmp_path / "x.npy", np.ones(sizes, np.float32))
+    out = tmp_path / "out.onnx"
+    line = ["prune", str(model_path), "-o", str(out), "--scores"]
+    assert cli.main([*line, "taylor", "--gradients", str(tmp_path / "gradients.npz")]) == 0
+    assert "by taylor" in capsys.readouterr().out
+    calibration = f"{value.name}={tmp_path / 'x.npy'}"
+    assert cli.main([*line, "wanda", "--calibration", calibration]) == 0
+    assert "scope row, by wanda" in capsys.readouterr().out
+    assert cli.main([*line, "wanda"]) == 1
+    assert "calibration inputs go together" in capsys.readouterr().err
 
 
 def test_prune_to_n_of_m_needs_no_sparsity(model_path, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from pruning_support import gaussian, matmul_model, weights_of
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
@@ -23,24 +24,6 @@ from tvm_sparse.pruning import (
 FAST = settings(max_examples=40, deadline=None)
 
 
-def weights_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    return {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-
-
-def matmul_model(*weights: np.ndarray) -> onnx.ModelProto:
-    """A chain-free model: every weight multiplies the same kind of input on its own."""
-    nodes, inputs, outputs = [], [], []
-    for index, weight in enumerate(weights):
-        nodes.append(
-            helper.make_node("MatMul", [f"x{index}", f"w{index}"], [f"y{index}"], name=f"m{index}")
-        )
-        kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
-        inputs.append(helper.make_tensor_value_info(f"x{index}", kind, ["n", weight.shape[0]]))
-        outputs.append(helper.make_tensor_value_info(f"y{index}", kind, ["n", weight.shape[1]]))
-    tensors = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
-    return helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, tensors))
-
-
 def conv_model(weight: np.ndarray, groups: int = 1) -> onnx.ModelProto:
     node = helper.make_node("Conv", ["x", "w"], ["y"], name="conv", group=groups)
     graph = helper.make_graph(
@@ -51,10 +34,6 @@ def conv_model(weight: np.ndarray, groups: int = 1) -> onnx.ModelProto:
         [numpy_helper.from_array(weight, "w")],
     )
     return helper.make_model(graph)
-
-
-def gaussian(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 shapes = st.tuples(st.integers(1, 23), st.integers(1, 23))
@@ -390,7 +369,6 @@ def test_a_sparsity_outside_its_range_is_refused_in_words(share):
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("tile-wise:64", "not part of this version"),
         ("4:2", "N below M"),
         ("0:4", "N below M"),
         ("block:0x4", "at least one element"),
@@ -412,7 +390,7 @@ def test_n_of_m_refuses_another_sparsity_in_words():
 
 
 def test_an_unknown_scope_is_refused_in_words():
-    with pytest.raises(SparseError, match="there are global and layer"):
+    with pytest.raises(SparseError, match="there are global, layer, erk and row"):
         prune(matmul_model(gaussian(0, 4, 4)), scope="network")  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tvm_sparse.errors import SparseError
+from tvm_sparse.findings import Finding
 from tvm_sparse.report import LayerReport, Report, format_bytes
 
 SPARSE = LayerReport(
@@ -52,6 +53,13 @@ FOUND = LayerReport(
 )
 
 
+NEARLY = replace(
+    FOUND,
+    pattern="nearly 2:4",
+    findings=(Finding("2:4", 12, 0.95, 0.93, -math.inf, along="channels"),),
+)
+
+
 def report(*layers: LayerReport, **more: object) -> Report:
     return Report(source="bert.onnx", target="x86-64-v4", threads=1, layers=layers, **more)  # type: ignore[arg-type]
 
@@ -86,6 +94,23 @@ def test_an_inspection_shows_profile_columns_only() -> None:
     assert header == ["layer", "op", "shape", "nonzero", "nnz", "pattern"]
     assert "sparse" not in text
     assert text.splitlines()[0] == "m.onnx"
+
+
+def test_a_form_that_nearly_holds_is_shown_with_the_nonzeros_outside_it() -> None:
+    text = Report(source="m.onnx", layers=(NEARLY, FOUND)).render(200)
+    row = next(line for line in text.splitlines() if "nearly 2:4" in line)
+    assert row.split()[-2:] == ["%", "12"] and "95.0 %" in row
+    assert "explains" in text and "outside" in text
+
+
+def test_forms_come_back_from_json() -> None:
+    text = Report(source="m.onnx", layers=(NEARLY, FOUND)).to_json()
+    assert Report.from_json(text).layers == (NEARLY, FOUND)
+    first, second = json.loads(text)["layers"]
+    assert first["findings"][0]["form"] == "2:4" and "findings" not in second
+    first["findings"][0]["of a later version"] = 1
+    data = {**json.loads(text), "layers": [first]}
+    assert Report.from_json(json.dumps(data)).layers == (NEARLY,)
 
 
 def test_the_type_is_shown_only_where_it_is_not_float32() -> None:

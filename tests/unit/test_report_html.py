@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tvm_sparse.errors import SparseError
+from tvm_sparse.findings import Finding
 from tvm_sparse.report import LayerReport, Report
 from tvm_sparse.report_html import render
 
@@ -235,6 +236,14 @@ def test_an_inspection_has_no_planned_columns_and_no_charts() -> None:
     assert not found.drawings
     for word in ("sparse", "target", "Where the time goes", "How tuning went", "Error share"):
         assert word not in found.said
+
+
+def test_a_form_that_nearly_holds_is_shown_with_the_nonzeros_outside_it() -> None:
+    nearly = replace(FOUND, findings=(Finding("2:4", 12, 0.95, 0.93, -40.0),))
+    found = Page(render(Report("m.onnx", layers=(nearly,))))
+    assert found.headers[5:7] == ["explains", "nonzeros outside"]
+    assert "95.0 %" in found.text and ">12<" in found.text
+    assert "the share of the zeros that lie where the pattern wants them" in found.said
 
 
 def test_a_model_without_weights_has_a_page_too() -> None:

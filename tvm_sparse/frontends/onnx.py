@@ -30,6 +30,7 @@ from .onnx_graph import (
     simplify_graph,
     tensor_input,
 )
+from .onnx_quantised import quantised_weights
 from .relax import finish
 from .shapes import solve_dimensions
 
@@ -49,6 +50,7 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
     branches = settle_branches(model)
     layers = name_layers(model)
     outputs = [value.name for value in model.graph.output]
+    quantised = quantised_weights(model.graph, model.constants)
     simplify_graph(model)
     symbols = _plain_dimensions(model)
     weights, identifiers = _weights_to_inputs(model, len(inputs))
@@ -61,9 +63,17 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
         inputs=inputs,
         outputs=(),
         source=model.title,
-        notes=tuple(
-            f"'{name}' branches at run time: both branches are computed, and one result is taken"
-            for name in branches
+        notes=(
+            *(
+                f"'{name}' branches at run time: both branches are computed, and one result is "
+                "taken"
+                for name in branches
+            ),
+            *(
+                f"'{name}' keeps its quantised weight ({how}): sparse kernels take floating-point "
+                "weights only"
+                for name, how in quantised.items()
+            ),
         ),
     )
     return finish(loaded, output_names=outputs, symbols=symbols)

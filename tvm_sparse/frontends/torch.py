@@ -33,7 +33,7 @@ def load_torch(program: Any, *, shapes: Mapping[str, Sequence[int]] | None = Non
     for var in weights:
         target = targets.get(var.name, var.name)
         values[var.name] = _value(program, target, attached[var.name])
-        layers[var.name] = target.rpartition(".")[0] or target
+        layers[var.name] = _layer_of(target)
     inputs = func.params[: int(func.attrs["num_input"])]
     model = Model(
         mod=mod,
@@ -65,6 +65,12 @@ def _import_program(program: Any) -> Any:
 def _sentence(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _layer_of(target: str) -> str:
+    """Return the path of the module that a parameter belongs to, parametrized or not."""
+    head, _, tail = f".{target}".partition(".parametrizations.")
+    return (head[1:] if tail else target.rpartition(".")[0]) or target
 
 
 def _parameter_targets(program: Any) -> dict[str, str]:
