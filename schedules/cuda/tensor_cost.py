@@ -58,10 +58,10 @@ def tensor_registers(shape: TensorShape, width: int, others: int = _OTHER_REGIST
 
     `others` are those beside sums and fragments.
     """
+    fragments = shape.mf * 4 + shape.nf * 2 * _units(shape.parts[-1])
     if shape.element_bytes == 4:
         # Split rows, and one split fragment of columns at a time.
-        return 48 + 4 * shape.mf * shape.nf + shape.mf * 8 + 8
-    fragments = shape.mf * 4 + shape.nf * 2 * _units(shape.parts[-1])
+        fragments = shape.mf * 8 + 8
     pieces = shape.kb * shape.nt // (width * shape.warps * WARP)
     coming = pieces * (_ELEMENT_REGISTERS if width == 1 else _COPY_REGISTERS)
     return others + 4 * shape.mf * shape.nf + fragments + coming
