@@ -26,7 +26,7 @@ def module(model):
 def test_the_plan_weighs_sparse_kernels_against_tvm_s_own_dense_ones(model):
     decision = ts.plan(model, target="cuda-sm80").decisions[0]
     assert decision.kernel == "cuda_row_tiles"
-    assert {c.kernel for c in decision.candidates} == {"cuda_row_tiles", "tvm"}
+    assert {c.kernel for c in decision.candidates} > {"cuda_row_tiles", "tvm"}
     dense = ts.plan(model, target="cuda-sm80", forbid=["*"]).decisions[0]
     assert (dense.kernel, dense.reason) == ("tvm", "kept dense by the user")
 

@@ -280,8 +280,10 @@ def test_forty_megabytes_take_well_under_a_second_per_core() -> None:
 def test_half_precision_has_the_same_zeros(dtype):
     w = unstructured(40, 60, 0.2, 0).astype(numpy_dtype(dtype))
     w[0, :5] = [-0.0, np.nan, np.inf, -np.inf, 0.0]
-    expected = profile_weight(w.astype(np.float32)).to_dict() | {"dtype": dtype}
-    assert profile_weight(w).to_dict() == expected
+    # How tensor cores want columns depends on the type.
+    varying = {"dtype": None, "tiles": None}
+    expected = profile_weight(w.astype(np.float32)).to_dict() | varying
+    assert profile_weight(w).to_dict() | varying == expected
     assert profile_weight(w[:1, :5]).nnz == 3
 
 
