@@ -68,7 +68,7 @@ def _parts(name: str) -> tuple[str, ...]:
 def _shape(workload: Workload, config: Config, parts: tuple[str, ...]) -> TensorShape:
     geometry = workload.geometry
     assert geometry is not None
-    sizes = {key: int(config[key]) for key in (*_KEYS, "run")}
+    sizes: dict[str, Any] = {key: int(config[key]) for key in (*_KEYS, "run")}
     inner = isinstance(geometry, MatmulGeometry) and geometry.layout == "rows"
     return TensorShape(
         rows=geometry.weight_shape[0],
@@ -113,7 +113,7 @@ def _space(workload: Workload, machine: CudaMachine, parts: tuple[str, ...]) -> 
     geometry = workload.geometry
     assert geometry is not None
     wide = cost.columns_of(workload)
-    found = []
+    found: list[Config] = []
     for tile in _TILES:
         sizes = dict(zip(_KEYS, tile, strict=True))
         sizes["kb"] //= numpy_dtype(workload.dtype).itemsize

@@ -162,7 +162,7 @@ class _TileTally:
                 held[full].sum(dtype=np.int64),
             )
             self.counts[height] = [
-                int(a + b) for a, b in zip(self.counts[height], found, strict=True)
+                a + int(b) for a, b in zip(self.counts[height], found, strict=True)
             ]
             if height not in self.listed:
                 self.listed[height] = self._sample(_sampled(rows[:height]))
@@ -181,11 +181,12 @@ class _TileTally:
     def fits(self) -> tuple[TileFit, ...]:
         """Count the rows that are left, too, and return what was found."""
         self._count(self.left)
-        nothing = [(1.0, 1.0)] * 2
-        return tuple(
-            TileFit(height, *self.counts[height], *self.listed.get(height, nothing))
-            for height in TILE_HEIGHTS
-        )
+        found = []
+        for height in TILE_HEIGHTS:
+            tiles, columns, in_runs, full, full_in_runs = self.counts[height]
+            alone, rest = self.listed.get(height, [(1.0, 1.0)] * 2)
+            found.append(TileFit(height, tiles, columns, in_runs, full, full_in_runs, alone, rest))
+        return tuple(found)
 
 
 def _sampled(tile: np.ndarray) -> np.ndarray:
@@ -200,7 +201,7 @@ def _sampled(tile: np.ndarray) -> np.ndarray:
 
 def _in_runs(chosen: np.ndarray) -> int:
     """Count the columns of the runs in which one is chosen."""
-    return TILE_RUN * np.count_nonzero(fold(chosen.view(np.uint8), TILE_RUN, 1))
+    return TILE_RUN * int(np.count_nonzero(fold(chosen.view(np.uint8), TILE_RUN, 1)))
 
 
 class _Tally:
