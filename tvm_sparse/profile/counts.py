@@ -183,9 +183,11 @@ class _TileTally:
         self._count(self.left)
         found = []
         for height in TILE_HEIGHTS:
-            tiles, columns, in_runs, full, full_in_runs = self.counts[height]
+            tiles, columns, in_runs, full, full_in_runs, held = self.counts[height]
             alone, rest = self.listed.get(height, [(1.0, 1.0)] * 2)
-            found.append(TileFit(height, tiles, columns, in_runs, full, full_in_runs, alone, rest))
+            found.append(
+                TileFit(height, tiles, columns, in_runs, full, full_in_runs, held, alone, rest)
+            )
         return tuple(found)
 
 
