@@ -183,9 +183,10 @@ class _TileTally:
         self._count(self.left)
         found = []
         for height in TILE_HEIGHTS:
-            tiles, columns, in_runs, full, full_in_runs = self.counts[height]
             alone, rest = self.listed.get(height, [(1.0, 1.0)] * 2)
-            found.append(TileFit(height, tiles, columns, in_runs, full, full_in_runs, alone, rest))
+            tiles, columns, in_runs, full, full_in_runs, full_nnz = self.counts[height]
+            counts = (tiles, columns, in_runs, full, full_in_runs, full_nnz)
+            found.append(TileFit(height, *counts, alone, rest))
         return tuple(found)
 
 
