@@ -185,8 +185,9 @@ class _TileTally:
         for height in TILE_HEIGHTS:
             alone, rest = self.listed.get(height, [(1.0, 1.0)] * 2)
             tiles, columns, in_runs, full, full_in_runs, full_nnz = self.counts[height]
-            counts = (tiles, columns, in_runs, full, full_in_runs, full_nnz)
-            found.append(TileFit(height, *counts, alone, rest))
+            found.append(
+                TileFit(height, tiles, columns, in_runs, full, full_in_runs, full_nnz, alone, rest)
+            )
         return tuple(found)
 
 
