@@ -183,10 +183,10 @@ class _TileTally:
         self._count(self.left)
         found = []
         for height in TILE_HEIGHTS:
-            tiles, columns, in_runs, full, full_in_runs, held = self.counts[height]
             alone, rest = self.listed.get(height, [(1.0, 1.0)] * 2)
+            tiles, columns, in_runs, full, full_in_runs, full_nnz = self.counts[height]
             found.append(
-                TileFit(height, tiles, columns, in_runs, full, full_in_runs, held, alone, rest)
+                TileFit(height, tiles, columns, in_runs, full, full_in_runs, full_nnz, alone, rest)
             )
         return tuple(found)
 
