@@ -44,11 +44,11 @@ SHOWN = (
     "unstructured/",
     "cuda-cores/768x768x12800",
     "decode/4096x4096x16",
-    "decode/7168x28672x16",
+    "decode/28672x7168x16",
     "implicit-alexnet/*/90",
     "implicit-resnet50/*/90",
     "direct-resnet50/*/90",
-    "2:4-1x1/256-1024*",
+    "2:4-1x1/1x1_256-1024*",
 )
 
 
