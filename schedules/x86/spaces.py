@@ -24,7 +24,7 @@ _BLOCKS_OF_L1 = (0.5, 0.75, 1, 1.5, 2, 3, 4, 6)
 # Eight rows have 255 masks, which take ten seconds to compile and were never fastest.
 _MASK_ROWS = (2, 3, 4, 5, 6)
 _SLICE_ROWS = (2, 4, 6, 8, 12, 16)
-_GATHERED_ROWS = (2, 4, 8, 16)
+_GATHERED_ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 _DENSE_ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 _VECTORS = (1, 2, 3, 4, 6)
 

@@ -1,0 +1,173 @@
+"""Every form of sparsity on this processor: time over the best dense library, and bytes.
+
+    python benchmarks/forms.py [--case TEXT] [--cpu N] [--seconds S]
+
+One layer in float32 on one thread, pinned; the kernel that the plan picks and the fastest one of
+each sparse format, with weights of the same form in rotation (so that loops differ, as in a
+network), interleaved with ONNX Runtime and OpenVINO in float32. Results go to
+`benchmarks/results/forms-<processor>.json`, the table to docs/forms.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cases import MatmulCase
+from cuda_cases import kept
+from networks import rewrite_page
+from ours import Choice, Shop, layer_of
+from peers import best_float32, dense_peers
+from timing import System, hot, rotating
+from truth import Truth
+from tvm_sparse.schedules.lookup import DENSE_FORMATS, template_named
+
+from tvm_sparse.files import write_text
+from tvm_sparse.profile import profile_weight
+from tvm_sparse.targets import resolve_target
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "forms.md"
+MARKS = ("<!-- forms:begin -->", "<!-- forms:end -->")
+LAYER = MatmulCase(768, 768, 128)
+COPIES = 8
+
+# Forms, as `cuda_cases.kept` names them, and shares of zeros; N:M has its own. Of "channel", whole
+# outputs go, and of "inputs" whole inputs.
+FORMS: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("unstructured", (0.5, 0.75, 0.9, 0.95)),
+    ("2:4", (0.5,)),
+    ("4:8", (0.5,)),
+    ("1:4", (0.75,)),
+    ("block:4x1", (0.75, 0.9, 0.95)),
+    ("block:8x1", (0.75, 0.9, 0.95)),
+    ("block:16x1", (0.75, 0.9, 0.95)),
+    ("block:1x16", (0.75, 0.9, 0.95)),
+    ("block:32x32", (0.75, 0.9, 0.95)),
+    ("tile-wise:128", (0.75, 0.9)),
+    ("64:2:8", (0.75,)),
+    ("channel", (0.5, 0.75)),
+    ("inputs", (0.5, 0.75)),
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form at a share of zeros."""
+
+    form: str
+    zeros: float
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        return f"{self.form}, {100 * self.zeros:g} %"
+
+    def weight(self, seed: int) -> np.ndarray:
+        """Draw a pruned weight [outputs, inputs], its magnitudes uneven as trained ones are."""
+        rng = np.random.default_rng(seed)
+        shape = (LAYER.m, LAYER.k)
+        scales = [np.exp(0.4 * rng.standard_normal(size)) for size in shape]
+        weight = rng.standard_normal(shape) * scales[0][:, None] * scales[1]
+        weight = weight.astype(np.float32)
+        if self.form in ("channel", "inputs"):
+            axis = 0 if self.form == "channel" else 1
+            norms = np.square(weight).sum(axis=1 - axis)
+            gone = np.argsort(norms)[: round(self.zeros * len(norms))]
+            weight[(gone, slice(None)) if axis == 0 else (slice(None), gone)] = 0
+            return weight
+        return weight * kept(np.abs(weight), self.form, self.zeros)
+
+
+def measure(form: Form, seconds: float) -> dict[str, Any]:
+    """Time one form; check every kernel first."""
+    shop = Shop("native", 1)
+    x = LAYER.input()
+    layers = [layer_of(LAYER, form.weight(seed), x) for seed in range(COPIES)]
+    truths = [Truth(LAYER, layer.weight, x) for layer in layers]
+    planned = shop.planned(layers[0])
+    choices = {"plan": planned, **_best_by_format(shop, layers[0], truths[0])}
+    systems: dict[str, System] = {}
+    packed: dict[str, int] = {}
+    for name, choice in choices.items():
+        kernels = [shop.build(layer, choice) for layer in layers]
+        for kernel, truth in zip(kernels, truths, strict=True):
+            kernel.call()
+            truth.check(f"{form.name}: {choice}", kernel.output())
+        systems[name] = System([k.call for k in kernels], kernels[0].nothing)
+        packed[name] = kernels[0].packed_bytes
+    for name, peer in dense_peers(LAYER, layers[0].weight, x, 1, only_float32=True).items():
+        systems[name] = System([peer.call, peer.call], peer.nothing)
+    times = {name: spread.median for name, spread in rotating(systems, seconds).items()}
+    dense = best_float32({k: v for k, v in times.items() if k not in choices})
+    return {
+        "name": form.name,
+        "pattern": profile_weight(layers[0].weight).pattern,
+        "us": times,
+        "dense_us": dense,
+        "kernels": {name: str(choice) for name, choice in choices.items()},
+        "packed_bytes": packed,
+        "dense_bytes": layers[0].weight.nbytes,
+    }
+
+
+def _best_by_format(shop: Shop, layer: Any, truth: Truth) -> dict[str, Choice]:
+    """Find the fastest configuration of every sparse format."""
+    best: dict[str, tuple[float, Choice]] = {}
+    for choice in shop.choices(layer):
+        weight_format = template_named(choice.template).format
+        if weight_format in DENSE_FORMATS:
+            continue
+        kernel = shop.build(layer, choice)
+        kernel.call()
+        truth.check(str(choice), kernel.output())
+        us = hot({"kernel": System([kernel.call], kernel.nothing)}, 0.05)["kernel"].median
+        if weight_format not in best or us < best[weight_format][0]:
+            best[weight_format] = (us, choice)
+    return {name: choice for name, (_, choice) in best.items()}
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    """Write times over dense of the plan and of every format, and bytes over dense."""
+    formats = [name for name in cases[0]["kernels"] if name != "plan"]
+    heads = ["found as", "plan picks", "plan", *(f"`{name}`" for name in formats), "bytes"]
+    lines = [
+        f"| form, zeros | {' | '.join(heads)} |",
+        f"| --- | --- | --- |{' ---: |' * (len(heads) - 2)}",
+    ]
+    for case in cases:
+        ratios = [f"{case['dense_us'] / case['us'][name]:.1f}x" for name in ("plan", *formats)]
+        share = case["packed_bytes"]["plan"] / case["dense_bytes"]
+        picked = f"`{case['kernels']['plan'].split()[0]}`"
+        cells = [case["name"], case["pattern"], picked, *ratios, f"{share:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", default="", help="only forms whose names hold this text")
+    parser.add_argument("--cpu", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {options.cpu})
+    mcpu = str(resolve_target("native").attrs["mcpu"])
+    path = ROOT / "benchmarks" / "results" / f"forms-{mcpu}.json"
+    results = {case["name"]: case for case in json.loads(path.read_text())} if path.exists() else {}
+    for form in (Form(form, zeros) for form, shares in FORMS for zeros in shares):
+        if options.case in form.name:
+            results[form.name] = measure(form, options.seconds)
+            write_text(path, json.dumps(list(results.values()), indent=1) + "\n")
+            print(table([results[form.name]]).splitlines()[-1], flush=True)
+    rewrite_page(PAGE, table(list(results.values())), MARKS)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
