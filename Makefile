@@ -13,8 +13,8 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-tuning bench-cuda \
-	clean help
+.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-forms bench-tuning \
+	bench-cuda clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
+	@echo "make bench-forms  measure every form of sparsity; rewrites the table of docs/forms.md"
 	@echo "make bench-tuning  tune networks and walk whole spaces; rewrites the figures of docs/tuning.md"
 	@echo "make bench-cuda  time kernels for GPUs beside NVIDIA's libraries; needs nvcc and a GPU"
 	@echo "make clean       remove everything that these targets made"
@@ -92,6 +93,10 @@ bench-kernels: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/kernels_page.py
 
 # An hour of the same.
+bench-forms: $(TEST)/ready
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[kernels]'
+	$(TEST)/bin/python benchmarks/forms.py
+
 bench-tuning: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/tuning.py models
 	$(TEST)/bin/python benchmarks/tuning.py walk
