@@ -92,11 +92,12 @@ bench-kernels: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/plot_kernels.py
 	$(TEST)/bin/python benchmarks/kernels_page.py
 
-# An hour of the same.
+# A quarter of an hour.
 bench-forms: $(TEST)/ready
 	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[kernels]'
 	$(TEST)/bin/python benchmarks/forms.py
 
+# An hour of the same.
 bench-tuning: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/tuning.py models
 	$(TEST)/bin/python benchmarks/tuning.py walk
