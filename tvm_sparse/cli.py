@@ -223,7 +223,8 @@ def compile_(options: argparse.Namespace) -> None:
     if options.report:
         write_report(report, options.report)
     size = os.path.getsize(options.output)
-    checked = "not checked" if options.no_check else "checked against the dense model"
+    is_checked = not options.no_check and module.refusal is None
+    checked = "checked against the dense model" if is_checked else "not checked"
     print(f"wrote {options.output}: {_bytes(size)}, {checked}, in {seconds:.1f} s")
 
 

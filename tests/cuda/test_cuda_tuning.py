@@ -160,8 +160,8 @@ def test_activations_have_the_layer_s_type_and_results_may_be_rounded_to_it():
     assert bench.x.dtype == np.float16
     picked, want, bound = bench._expected()
     assert bench._check(want.astype(np.float16)) <= 1
-    exact = Bench(small_job())._expected()[2]
-    assert (bound > exact).all() and picked == slice(None)
+    # Half a unit in the last place of the result, at least.
+    assert (bound > 2.0**-12 * np.abs(want)).all() and picked == slice(None)
 
 
 class RuinedDevice:
@@ -278,7 +278,9 @@ def test_a_model_is_tuned_where_a_gpu_is(model, monkeypatch, tmp_path):
     assert found.report.target == "sm_80"
     kept = read_records(path).records
     assert {record.subject.machine for record in kept} == {f"{GPU}, sm_80"}
-    assert {record.kernel for record in kept} == {"cuda_row_tiles"}
+    assert "cuda_two_four" in {record.kernel for record in kept} <= {
+        template.name for template in tuner.templates_for(MACHINE)
+    }
     again = ts.tune(model, target=TARGET, trials=6, records=path, dense_trials=0)
     assert again.tasks[0].reused == 6 and not again.notes
     fastest = min((r for r in kept if r.ok), key=lambda r: r.us)

@@ -55,6 +55,7 @@ class FakeModule:
     """What `compile` returns, as far as the command line uses it."""
 
     report = REPORT
+    refusal = None
 
     def export(self, path: str) -> None:
         Path(path).write_bytes(b"library")
