@@ -278,9 +278,11 @@ def test_a_model_is_tuned_where_a_gpu_is(model, monkeypatch, tmp_path):
     assert found.report.target == "sm_80"
     kept = read_records(path).records
     assert {record.subject.machine for record in kept} == {f"{GPU}, sm_80"}
-    assert "cuda_two_four" in {record.kernel for record in kept} <= {
-        template.name for template in tuner.templates_for(MACHINE)
-    }
+    assert (
+        "cuda_two_four"
+        in {record.kernel for record in kept}
+        <= {template.name for template in tuner.templates_for(MACHINE)}
+    )
     again = ts.tune(model, target=TARGET, trials=6, records=path, dense_trials=0)
     assert again.tasks[0].reused == 6 and not again.notes
     fastest = min((r for r in kept if r.ok), key=lambda r: r.us)
