@@ -15,6 +15,19 @@ from .packed_words import Fields, Position, Spread, rolled_loop
 from .register_tile import RegisterTile
 
 
+def _declare_nonzeros() -> dict[str, Any]:
+    """Declare the long arrays; they keep symbolic lengths, so that layers share the function.
+
+    ``one`` is a 1 that the compiler does not know, see `rolled_loop`.
+    """
+    columns, values = tirx.Var("n_columns", "int64"), tirx.Var("n_values", "int64")
+    return {
+        "columns": B.arg("columns", B.Buffer((columns,), "uint16")),
+        "values": B.arg("values", B.Buffer((values,), "float32")),
+        "one": T.Cast("int32", T.min(columns, T.int64(1))),
+    }
+
+
 @dataclass(frozen=True)
 class MaskedWeight:
     """The arrays of a `register_tiled` weight as kernel arguments."""
@@ -24,17 +37,14 @@ class MaskedWeight:
     blocks: int
 
     def declare(self) -> dict[str, Any]:
-        """Declare the arguments; long arrays keep symbolic lengths: layers share the function."""
+        """Declare the arguments."""
         groups = self.panels * self.blocks
-        columns, values = tirx.Var("n_columns", "int64"), tirx.Var("n_values", "int64")
         return {
             "counts": B.arg("counts", B.Buffer((groups << self.mr,), "uint16")),
             "column_at": B.arg("column_at", B.Buffer((groups,), "int32")),
             "value_at": B.arg("value_at", B.Buffer((groups,), "int32")),
             "rows": B.arg("rows", B.Buffer((self.panels * self.mr,), "int32")),
-            "columns": B.arg("columns", B.Buffer((columns,), "uint16")),
-            "values": B.arg("values", B.Buffer((values,), "float32")),
-            "one": T.Cast("int32", T.min(columns, T.int64(1))),
+            **_declare_nonzeros(),
         }
 
     def row(self, args: dict[str, Any], block: Any, panel: Any, slot: int) -> Any:
@@ -82,17 +92,14 @@ class SlicedWeight:
     share: int
 
     def declare(self) -> dict[str, Any]:
-        """Declare the arguments; long arrays keep symbolic lengths: layers share the function."""
+        """Declare the arguments."""
         pieces = self.panels * self.blocks
-        columns, values = tirx.Var("n_columns", "int64"), tirx.Var("n_values", "int64")
         return {
             "lengths": B.arg("lengths", B.Buffer((pieces * len(self._groups),), "uint16")),
             "column_at": B.arg("column_at", B.Buffer((pieces,), "int32")),
             "value_at": B.arg("value_at", B.Buffer((pieces,), "int32")),
             "rows": B.arg("rows", B.Buffer((pieces * self.mr,), "int32")),
-            "columns": B.arg("columns", B.Buffer((columns,), "uint16")),
-            "values": B.arg("values", B.Buffer((values,), "float32")),
-            "one": T.Cast("int32", T.min(columns, T.int64(1))),
+            **_declare_nonzeros(),
         }
 
     @property
@@ -143,16 +150,13 @@ class GatheredWeight:
     blocks: int
 
     def declare(self) -> dict[str, Any]:
-        """Declare the arguments; long arrays keep symbolic lengths: layers share the function."""
+        """Declare the arguments."""
         pieces = self.panels * self.blocks
-        columns, values = tirx.Var("n_columns", "int64"), tirx.Var("n_values", "int64")
         return {
             "lengths": B.arg("lengths", B.Buffer((pieces,), "uint16")),
             "column_at": B.arg("column_at", B.Buffer((pieces,), "int32")),
             "rows": B.arg("rows", B.Buffer((self.panels * self.mr,), "int32")),
-            "columns": B.arg("columns", B.Buffer((columns,), "uint16")),
-            "values": B.arg("values", B.Buffer((values,), "float32")),
-            "one": T.Cast("int32", T.min(columns, T.int64(1))),
+            **_declare_nonzeros(),
         }
 
     def row(self, args: dict[str, Any], block: Any, panel: Any, slot: int) -> Any:
