@@ -58,7 +58,14 @@ def _import_program(program: Any) -> Any:
             return from_exported_program(
                 program, keep_params_as_input=True, unwrap_unit_return_tuple=True
             )
-    except (AssertionError, AttributeError, KeyError, NotImplementedError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        KeyError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ModelError(f"TVM cannot import this PyTorch program: {_sentence(error)}") from error
 
 
