@@ -23,7 +23,7 @@ from ...targets import CudaMachine
 from ...workload import Workload
 from .bitmap_tiles import BitmapShape
 from .cost import Events, columns_of, input_elements
-from .tensor_cost import tensor_at_once
+from .tensor_cost import RESULT_INSTRUCTIONS, tensor_at_once
 from .tensor_tiles import FRAGMENT_COLUMNS, FRAGMENT_ROWS
 from .threads import WARP
 from .token_rows import RUN
@@ -31,7 +31,6 @@ from .token_rows import RUN
 # Warp instructions that decode a fragment, and of a warp's chunk beside its fragments, as nvcc 13
 # makes them.
 _DECODE, _CHUNK_OVERHEAD = 44, 88
-_RESULT_INSTRUCTIONS = 8
 # Registers beside sums and fragments: nvcc finds more of them where it may, to decode ahead.
 _OTHER_REGISTERS = 48
 # Passes of shared memory to decode a fragment: a bitmap, a begin, and for each of a lane's elements
@@ -92,7 +91,7 @@ def bitmap_events(
         "tensor": fragments * FRAGMENT * shape.nt * grids,
         "shared": (fragments * decoded + 2 * loads + staged) * grids
         + (1 + shape.warps_k) * results,
-        "issue": issue * grids + _RESULT_INSTRUCTIONS * results,
+        "issue": issue * grids + RESULT_INSTRUCTIONS * results,
         "l2_bytes": (packed + tokens) * grids,
         "bytes": packed + 2.0 * (input_elements(workload) + columns_of(workload) * shape.rows),
         "blocks": float(blocks),

@@ -142,10 +142,9 @@ def microseconds(events: Events, machine: CudaMachine) -> float:
     share = events["blocks"] / machine.multiprocessors
     uneven = math.ceil(share) / share
     together = min(events["at_once"], math.ceil(share))
-    busy = min(1.0, together * events["warps"] / _ENOUGH_WARPS)
-    if "tensor" in events:
-        # A warp's next multiplications do not wait for its last ones.
-        busy = min(1.0, together * events["warps"] / _ENOUGH_TENSOR_WARPS)
+    # On tensor cores a warp's next multiplications do not wait for its last ones.
+    enough = _ENOUGH_TENSOR_WARPS if "tensor" in events else _ENOUGH_WARPS
+    busy = min(1.0, together * events["warps"] / enough)
     computing = cycles / machine.multiprocessors * uneven / busy / (machine.gigahertz * 1e3)
     moving = max(_moving(events, machine).values())
     return LAUNCH_US * events.get("launches", 1.0) + max(computing / REACHED, moving)

@@ -13,8 +13,7 @@ from ...workload import Epilogue, MatmulGeometry
 from .gathered_columns import GatheredColumns, copied_at_once
 from .results import Results
 from .slabs import RowOf, store_feature_rows, store_token_rows
-from .tensor_tiles import TensorShape, WarpPlace
-from .threads import Threads
+from .tensor_tiles import TensorShape
 from .token_rows import tiles_of
 from .transpose import transpose_tokens, turned_place, turned_shape
 
@@ -32,21 +31,9 @@ class FeatureRows(GatheredColumns):
         """Declare x."""
         self.x = B.arg("x", B.Buffer((self.geometry.k, self.tokens), self.shape.dtype))
 
-    def declare_output(self) -> None:
-        """Declare what the epilogue reads, and y."""
-        self.results.declare()
-
     def grid(self) -> dict[str, Any]:
         """Tiles of tokens."""
         return {"y": tiles_of(self.geometry.n, self.tokens, self.shape.nt)}
-
-    def prepare(self) -> None:
-        """Do nothing: x is read as it is."""
-
-    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
-        """Prepare a tile of tokens."""
-        self.first = numbers[0] * self.shape.nt
-        self.begin_columns(threads, place, ring)
 
     def source(self, entry: Sequence[Any], column: Any) -> tuple[Any, Any]:
         """Find a token's feature; those behind the last token are not there."""
@@ -81,10 +68,6 @@ class TurnedTokens(GatheredColumns):
         """Declare x."""
         self.x = B.arg("x", B.Buffer((self.tokens, self.geometry.k), self.shape.dtype))
 
-    def declare_output(self) -> None:
-        """Declare what the epilogue reads, and y."""
-        self.results.declare()
-
     def grid(self) -> dict[str, Any]:
         """Tiles of tokens."""
         return {"y": tiles_of(self.geometry.n, self.tokens, self.shape.nt)}
@@ -96,11 +79,6 @@ class TurnedTokens(GatheredColumns):
         self.turned = B.alloc_buffer(shape, self.shape.dtype, scope="global")
         IRBuilder.name("turned", self.turned)
         transpose_tokens(self.x, self.turned, self.tokens, k)
-
-    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
-        """Prepare a tile of tokens."""
-        self.first = numbers[0] * self.shape.nt
-        self.begin_columns(threads, place, ring)
 
     def source(self, entry: Sequence[Any], column: Any) -> tuple[Any, Any]:
         """Find a token's feature; behind the last token are zeros, up to a whole piece."""

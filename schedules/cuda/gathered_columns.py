@@ -14,6 +14,7 @@ from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
 from .ptx import copy_async, load_matrices
+from .results import Results
 from .tensor_tiles import FRAGMENT_COLUMNS, TensorShape, WarpPlace
 from .threads import Threads, local
 from .token_rows import shifted
@@ -37,9 +38,14 @@ class GatheredColumns:
         Elements that are brought as one.
     copies : bool
         Whether they are copied asynchronously; less than four bytes go by way of registers.
+    results : Results
+        Where results go; subclasses set it.
+    first : PrimExpr
+        The first column of the tile.
     """
 
     entry_words = 1
+    results: Results
 
     def __init__(self, shape: TensorShape, width: int) -> None:
         self.shape, self.width = shape, width
@@ -53,9 +59,17 @@ class GatheredColumns:
         """
         raise NotImplementedError
 
-    def begin_columns(self, threads: Threads, place: WarpPlace, ring: Any) -> None:
-        """Reserve registers."""
+    def declare_output(self) -> None:
+        """Declare what the epilogue reads, and y."""
+        self.results.declare()
+
+    def prepare(self) -> None:
+        """Do nothing: x is read as it is."""
+
+    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
+        """Prepare a tile of columns, and reserve registers."""
         shape = self.shape
+        self.first = numbers[0] * shape.nt
         self.threads, self.place, self.ring = threads, place, ring
         self.slot_size = shape.slot_elements
         self.across = shape.nt // self.width

@@ -19,8 +19,7 @@ from ...workload import Conv2dGeometry, Epilogue
 from .gathered_columns import GatheredColumns, copied_at_once
 from .results import Results
 from .slabs import RowOf, store_feature_rows
-from .tensor_tiles import TensorShape, WarpPlace
-from .threads import Threads
+from .tensor_tiles import TensorShape
 from .token_rows import tiles_of
 
 # Bits of an entry that hold how far a tap is to the right; those above say how far down.
@@ -63,23 +62,11 @@ class PixelRows(GatheredColumns):
         shape = (self.batch, g.in_channels, g.in_height, g.in_width)
         self.x = B.arg("x", B.Buffer(shape, self.shape.dtype))
 
-    def declare_output(self) -> None:
-        """Declare what the epilogue reads, and y."""
-        self.results.declare()
-
     def grid(self) -> dict[str, Any]:
         """Tiles of pixels."""
         g = self.geometry
         static = None if g.batch is None else g.batch * g.pixels
         return {"y": tiles_of(static, self.pixels, self.shape.nt)}
-
-    def prepare(self) -> None:
-        """Do nothing: x is read as it is."""
-
-    def begin(self, numbers: Sequence[Any], threads: Threads, place: WarpPlace, ring: Any) -> None:
-        """Prepare a tile of pixels."""
-        self.first = numbers[0] * self.shape.nt
-        self.begin_columns(threads, place, ring)
 
     def source(self, entry: Sequence[Any], column: Any) -> tuple[Any, Any]:
         """Find what a pixel sees at a tap."""

@@ -24,8 +24,8 @@ from .threads import WARP
 _OTHER_REGISTERS, _COPY_REGISTERS, _ELEMENT_REGISTERS = 40, 2, 3
 # Warp instructions of a warp's step beside its loads and multiplications.
 _STEP_OVERHEAD = 8
-# Of an element that comes by way of registers, and of a result.
-_ELEMENT_INSTRUCTIONS, _RESULT_INSTRUCTIONS = 14, 8
+# Of an element that comes by itself, and of a result.
+_ELEMENT_INSTRUCTIONS, RESULT_INSTRUCTIONS = 14, 8
 # Multiply-adds of 16-bit elements that take tensor cores as long as one instruction of any type,
 # instructions of a product of fragments, and of splitting a register of float32.
 _MACS = 2048
@@ -117,7 +117,7 @@ def tensor_events(
         "tensor": _MACS * _PRODUCTS[size] * fragments * grids * shape.nt / 8,
         "shared": grids * _wavefronts(shape, steps, activations, width) + 2 * results,
         "issue": grids * _instructions(shape, steps, activations, width)
-        + _RESULT_INSTRUCTIONS * results,
+        + RESULT_INSTRUCTIONS * results,
         "l2_bytes": grids * (activations + packed) + turned,
         "bytes": size * (input_elements(workload) + columns * shape.rows) + packed + turned,
         "blocks": float(max(1, fit.tiles) * grids),
@@ -146,10 +146,8 @@ def _instructions(
     """Count warp instructions for a tile of columns."""
     size = shape.element_bytes
     pieces = activations / (size * width * WARP)
-    count = pieces * (4 if width * size >= 4 else _ELEMENT_INSTRUCTIONS)
-    if width == 1:
-        # Where each element lies is worked out, and whether it is there.
-        count = pieces * _ELEMENT_INSTRUCTIONS
+    # Of single elements it is worked out where each lies, and whether it is there.
+    count = pieces * (_ELEMENT_INSTRUCTIONS if width == 1 else 4)
     rows, fragments = shape.mt / 16, shape.nt / 8
     for part, number in steps.items():
         registers = 2 * _units(part)
