@@ -60,7 +60,7 @@ def test_a_row_vector_is_a_block_of_one_row(shape, length, share, seed):
         vector.reshape(shape[0], -1)[:, c : c + length] for c in range(0, vector[0].size, length)
     ]
     assert all((run == run[:, :1]).all() for run in runs)
-    assert sum(int(run[:, 0].sum()) for run in runs) == round(share * shape[0] * len(runs))
+    assert sum(int(run[:, 0].sum()) for run in runs) == round(share * (shape[0] * len(runs)))
 
 
 @FAST
@@ -69,7 +69,7 @@ def test_kernels_go_as_a_whole_and_in_the_exact_number(shape, share, seed):
     weight = gaussian(seed, *shape)
     [mask] = cut([weight], "kernel", share)
     assert (mask == mask[:, :, :1]).all()
-    assert mask[:, :, 0].sum() == round(share * shape[0] * shape[1])
+    assert mask[:, :, 0].sum() == round(share * (shape[0] * shape[1]))
     norms = np.square(weight).sum(axis=2)
     gone = mask[:, :, 0]
     if gone.any() and not gone.all():
@@ -191,7 +191,7 @@ def test_erk_scope_cuts_each_layer_to_its_density(shapes, share, seed):
 @given(sizes, shares, seeds)
 def test_row_scope_cuts_the_same_number_in_every_row(shape, share, seed):
     [mask] = cut([gaussian(seed, *shape)], "unstructured", share, "row")
-    assert (mask.sum(axis=(1, 2)) == round(share * shape[1] * shape[2])).all()
+    assert (mask.sum(axis=(1, 2)) == round(share * (shape[1] * shape[2]))).all()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
