@@ -44,6 +44,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "dense_panels": ("groups",),
     "gemv": ("mr", "groups"),
     "channel_vectors": ("groups",),
+    "compact_channels": ("taps",),
 }
 
 # A sparse kernel has to be this much faster by estimate: what the estimate may be wrong by.

@@ -15,12 +15,13 @@ from ...formats.splitting import MAX_BLOCK
 from ...panels import Panels, split_evenly
 from ...profile import SparsityProfile
 from ...targets import X86Machine
-from ...workload import Conv2dGeometry, MatmulGeometry, Workload
+from ...workload import Conv2dGeometry, Epilogue, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
 from . import cost
 from .channel_conv import ChannelConv
 from .channel_kernel import ChannelShape, build_channel_kernel
 from .channel_matmul import ChannelMatmul
+from .compact_channels import CompactConv, CompactMatmul
 from .conv_io import ConvIO
 from .dense_kernel import PARALLEL_MICROSECONDS
 from .depthwise import depthwise_conv2d
@@ -78,9 +79,10 @@ _MOST_CHANNEL_COLUMNS = 4096
 _WEIGHTS_OF_L1 = 0.5
 
 # How much of L1 a block of activations takes: somewhat more than all of it, the usual best, since
-# L2 serves the rest beside the arithmetic; in sparse kernels also all of it, or far more where
-# nonzeros are few and blocks dear.
-_BLOCKS_OF_L1 = (1.5, 1, 6)
+# L2 serves the rest beside the arithmetic; in sparse kernels also all of it, far more where
+# nonzeros are few and blocks dear, or less where every second column is a nonzero: their stream
+# takes its part of L1.
+_BLOCKS_OF_L1 = (1.5, 1, 6, 0.67)
 # Blocks of one vector a column are read a line here and a line there: what falls out of L1 is
 # dear, and the weight's streams take their share of it.
 _THIN_BLOCKS_OF_L1 = (0.75, 0.5)
@@ -371,6 +373,10 @@ def _supports_channels(workload: Workload, machine: X86Machine) -> Match:
     return Match(True)
 
 
+def _supports_compact(workload: Workload, machine: X86Machine) -> Match:
+    return _supports_sparse(workload, machine) and _supports_channels(workload, machine)
+
+
 def _supports_depthwise(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if not isinstance(geometry, Conv2dGeometry) or not geometry.is_depthwise:
@@ -442,6 +448,12 @@ def _channel_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return list(configs.values())
 
 
+def _compact_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    taps = _taps(workload)
+    configs = _channel_space(workload, machine)
+    return [{**{k: c[k] for k in c if k != "groups"}, "taps": taps} for c in configs]
+
+
 def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, int]]:
     """List the register tiles that leave room for what else is held; all if none does."""
     geometry, tiles = workload.geometry, _CHANNEL_TILES[machine.registers]
@@ -462,27 +474,58 @@ def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, i
 def _build_channels(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
-    geometry = workload.geometry
+    groups, taps = int(packed.config["groups"]), _taps(workload)
+    left = packed.shape[0] // groups, packed.shape[1] // taps
+    return _build_channel_kernel(ChannelMatmul, ChannelConv, workload, machine, config, left)
+
+
+def _build_compact(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    left = int(packed.config["rows"]), int(packed.config["channels"])
+    matmul, conv = partial(CompactMatmul, left[1]), partial(CompactConv, left[1])
+    return _build_channel_kernel(matmul, conv, workload, machine, config, left)
+
+
+def _taps(workload: Workload) -> int:
+    return math.prod(getattr(workload.geometry, "kernel", (1, 1)))
+
+
+def _build_channel_kernel(
+    matmul: Callable[[MatmulGeometry, Epilogue, int, int, int], ChannelMatmul],
+    conv: Callable[[Conv2dGeometry, Epilogue, int, int, int], ChannelConv],
+    workload: Workload,
+    machine: X86Machine,
+    config: Config,
+    left: tuple[int, int],
+) -> Any:
+    """Build the kernel for a weight that has so many rows and input channels in every group."""
+    geometry, epilogue = workload.geometry, workload.epilogue
     assert geometry is not None
-    groups, taps = int(packed.config["groups"]), getattr(geometry, "kernel", (1, 1))
-    mr, kb = int(packed.config["mr"]), int(config["kb"])
+    mr, kb = int(config["mr"]), int(config["kb"])
     io: ChannelMatmul | ChannelConv
     if isinstance(geometry, MatmulGeometry):
-        io = ChannelMatmul(geometry, workload.epilogue, machine.lanes, mr, kb)
+        io = matmul(geometry, epilogue, machine.lanes, mr, kb)
     else:
-        io = ChannelConv(geometry, workload.epilogue, machine.lanes, mr, kb)
+        io = conv(geometry, epilogue, machine.lanes, mr, kb)
     shape = ChannelShape(
-        rows=packed.shape[0] // groups,
-        depth=packed.shape[1] // math.prod(taps),
-        kernel=taps,
-        groups=groups,
+        rows=left[0],
+        depth=left[1],
+        kernel=getattr(geometry, "kernel", (1, 1)),
+        groups=int(config.get("groups", 1)),
         vectors=mr // machine.lanes,
-        block=math.ceil(kb / math.prod(taps)),
+        block=math.ceil(kb / _taps(workload)),
         lanes=machine.lanes,
         threads=int(config["threads"]),
     )
     name = "gemm" if workload.op == "matmul" else "conv"
     return build_channel_kernel(name, shape, io, pixel_tiles(geometry, int(config["pixels"])))
+
+
+def _compact_arguments(workload: Workload, packed: PackedWeight) -> list[np.ndarray]:
+    """Features are spread by counting, images by listing."""
+    lists = ("channels", "before" if workload.op == "matmul" else "rows")
+    return [packed.arrays[name] for name in (*lists, "values")]
 
 
 def _build_depthwise(
@@ -564,6 +607,16 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         build=_build_channels,
         check=_check_channels,
         **_priced(_channel_events),
+    ),
+    KernelTemplate(
+        name="compact_channels",
+        format="compact_channels",
+        supports=_supports_compact,
+        space=_compact_space,
+        build=_build_compact,
+        arguments=_compact_arguments,
+        check=_check_channels,
+        **_priced(cost.compact_events),
     ),
     KernelTemplate(
         name="depthwise",

@@ -166,6 +166,9 @@ SMALL: dict[str, tuple[Geometry, ...]] = {
         Conv2dGeometry(2, 4, 7, 7, 4, (5, 5), groups=4),
     ),
 }
+SMALL["compact_channels"] = tuple(
+    shape for shape in SMALL["channel_vectors"] if getattr(shape, "groups", 1) == 1
+)
 SMALL["sliced_rows"] = SMALL["gathered_panels"] = SMALL["register_tile"]
 # Kernels to build of each template: all these together take seconds.
 _BUILT = {
@@ -174,6 +177,7 @@ _BUILT = {
     "gathered_panels": 6,
     "dense_panels": 6,
     "channel_vectors": 6,
+    "compact_channels": 4,
     "gemv": 2,
     "depthwise": 2,
 }

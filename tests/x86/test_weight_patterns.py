@@ -2,7 +2,8 @@
 
 What NaN and Inf do: a sparse kernel sums over the nonzeros of the weight alone, so that they reach
 a result through a nonzero weight and never through a zero, stored or padded. A dense kernel
-multiplies zeros too, and one of panels over the columns that they need those of its panels.
+multiplies zeros too, one of panels over the columns that they need those of its panels, and one of
+the channels that are left theirs.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def multiplied_zeros(template, workload, weight, config):
     """Mark the zeros of a weight that a kernel multiplies."""
     if template.format in DENSE_FORMATS:
         return weight == 0
-    if template.format != "gathered_panels":
+    if template.format not in ("gathered_panels", "compact_channels"):
         return np.zeros_like(weight, bool)
     # Every element that is held counts as a nonzero of a weight of ones.
     packed = FORMATS[template.format].pack(matrix_view(weight, workload.op), config)

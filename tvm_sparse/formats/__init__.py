@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .base import Match, PackedWeight, SparseFormat
 from .bitmap_tiles import BitmapTiles
+from .compact_channels import CompactChannels
 from .dense_panels import DensePanels
 from .gathered_panels import GatheredPanels
 from .plain import Plain
@@ -21,6 +22,7 @@ FORMATS: dict[str, SparseFormat] = {
     "register_tiled": RegisterTiled(),
     "sliced_ell": SlicedEll(),
     "gathered_panels": GatheredPanels(),
+    "compact_channels": CompactChannels(),
     "row_tiles": RowTiles(),
     "tile_wise": TensorTiles("tile_wise", dense=True, sparse=False),
     "two_four": TensorTiles("two_four", dense=False, sparse=True),
