@@ -43,6 +43,7 @@ _LARGEST = 65535
 _FIXED: dict[str, tuple[str, ...]] = {
     "dense_panels": ("groups",),
     "gemv": ("mr", "groups"),
+    "n_of_m": ("mr",),
     "channel_vectors": ("groups",),
     "compact_channels": ("taps",),
 }

@@ -22,9 +22,7 @@ from .channel_kernel import Activations, ChannelShape, loop
 from .channel_matmul import ChannelMatmul
 from .conv_io import PaddedImage
 from .matmul_io import store_features
-
-# Instructions that permute a vector by a vector of indices, by their lanes.
-_PERMUTES: dict[int, str] = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}
+from .streamed_weights import PERMUTES
 
 
 class CompactMatmul(ChannelMatmul):
@@ -74,13 +72,13 @@ class CompactMatmul(ChannelMatmul):
     def _spread(self, sums: Any, at: Any, feature: Any) -> Any:
         """Bring to every lane the sum of as many live features as come before its own."""
         v, before = self.vectors, self.before
-        if v.lanes not in _PERMUTES:
+        if v.lanes not in PERMUTES:
             lanes = list(range(v.lanes))
             return tirx.Shuffle([sums[at + before[feature + i]] for i in lanes], lanes)
         first = before[feature]
         places = v.load(before, feature) - v.splat(first)
         held = v.load(sums, at + first)
-        return T.call_llvm_intrin(f"float32x{v.lanes}", _PERMUTES[v.lanes], held, places)
+        return T.call_llvm_intrin(f"float32x{v.lanes}", PERMUTES[v.lanes], held, places)
 
 
 class CompactConv(ChannelConv):

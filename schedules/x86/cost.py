@@ -46,6 +46,9 @@ _TURNS = 5.0
 # Cycles from a multiply-add to the next one that needs its result.
 _FMA_LATENCY = 4
 
+# What a multiply-add takes beside the dense kernel's where a permutation comes before it.
+_PERMUTED = 1.4
+
 # Multiply-adds that could be issued while a column of the mask kernel waits for the one before it,
 # which adds to the same accumulators: fewer than the latency says, since cores run ahead.
 _COLUMN_CHAIN = 3
@@ -715,18 +718,45 @@ def _channel_movement(workload: Workload, machine: X86Machine, vectors: int) -> 
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:
-    """Count the events of the kernel for a handful of tokens.
+    """Count the events of the kernel for a handful of tokens."""
+    assert isinstance(workload.geometry, MatmulGeometry)
+    g = workload.geometry
+    vectors = math.ceil(g.m / machine.lanes) * g.k
+    return _streamed(workload, machine, vectors, vectors * machine.lanes / 16, 1.0)
 
-    It reads every weight once, while it multiplies: the longer of the two counts.
+
+def n_of_m_events(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> Events:
+    """Count the events of the same kernel on the slots of an N:M weight."""
+    assert isinstance(workload.geometry, MatmulGeometry)
+    g, m = workload.geometry, int(config["m"])
+    bits = math.log2(m)
+    vectors = math.ceil(g.m / machine.lanes) * math.ceil(g.k / m) * _held_of(profile, m)
+    lines = vectors * machine.lanes / 16 * (1 + bits / 32)
+    return _streamed(workload, machine, vectors, lines, _PERMUTED)
+
+
+def _held_of(profile: SparsityProfile, m: int) -> int:
+    """Tell how many slots the fullest group of `m` columns needs, as far as was counted."""
+    known = {fit.n * m // fit.m for fit in profile.nm if fit.holds and m % fit.m == 0}
+    return min(known, default=m)
+
+
+def _streamed(
+    workload: Workload, machine: X86Machine, vectors: int, lines: float, each: float
+) -> Events:
+    """Count what multiplies weight vectors with a few tokens while every line is read once.
+
+    The longer of the two counts; `each` is what a multiply-add takes beside the dense kernel's.
     """
     assert isinstance(workload.geometry, MatmulGeometry)
-    g, prices = workload.geometry, prices_of(machine)
-    vectors = math.ceil(g.m / machine.lanes) * g.k
-    multiplied, lines = vectors * (g.n or SYMBOLIC_TOKENS), vectors * machine.lanes / 16
+    prices = prices_of(machine)
+    multiplied = each * vectors * (workload.geometry.n or SYMBOLIC_TOKENS)
     read = _by_level("gemv_line", lines, lines, machine)
     reading = sum(getattr(prices, name) * count for name, count in read.items())
     left = max(0.0, 1 - multiplied * prices.gemv_fma / reading)
-    return {"gemv_fma": float(multiplied), **{name: n * left for name, n in read.items()}}
+    return {"gemv_fma": multiplied, **{name: n * left for name, n in read.items()}}
 
 
 def depthwise_events(workload: Workload, machine: X86Machine) -> Events:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from ...formats import Match, PackedWeight
+from ...formats.n_of_m import GROUPS
 from ...formats.splitting import MAX_BLOCK
 from ...panels import Panels, split_evenly
 from ...profile import SparsityProfile
 from ...targets import X86Machine
 from ...workload import Conv2dGeometry, Epilogue, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
+from ..vectors import Vectors
 from . import cost
 from .channel_conv import ChannelConv
 from .channel_kernel import ChannelShape, build_channel_kernel
@@ -32,6 +34,7 @@ from .panel_kernel import PanelShape, Weight, build_panel_kernel
 from .panel_weights import DenseWeight, GatheredWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 from .pixel_tiles import pixel_tiles
+from .streamed_weights import PERMUTES, DenseStream, NOfMStream
 
 # Blocks of a matmul's columns are whole vectors of every width, whichever one the kernel takes.
 BLOCK_STEP = 16
@@ -362,6 +365,18 @@ def _supports_gemv(workload: Workload, machine: X86Machine) -> Match:
     return Match(True)
 
 
+def _supports_n_of_m(workload: Workload, machine: X86Machine) -> Match:
+    if machine.lanes not in PERMUTES:
+        return Match(False, f"vectors of {machine.lanes} floats are not permuted by an index")
+    return _supports_gemv(workload, machine)
+
+
+def _check_n_of_m(workload: Workload, machine: X86Machine, config: Config) -> str:
+    if config["m"] in GROUPS:
+        return ""
+    return f"needs groups of {' or '.join(map(str, GROUPS))} columns as 'm', not {config['m']}"
+
+
 def _supports_channels(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
@@ -423,6 +438,11 @@ def _gemv_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return [{"mr": machine.lanes, "groups": 1, "threads": threads}]
 
 
+def _n_of_m_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    [usual] = _gemv_space(workload, machine)
+    return [{"mr": usual["mr"], "m": m, "threads": usual["threads"]} for m in GROUPS]
+
+
 def _depthwise_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return [{"threads": workload.threads}]
 
@@ -469,6 +489,25 @@ def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, i
         return needed + spread <= machine.registers
 
     return [tile for tile in tiles if fits(*tile)] or list(tiles)
+
+
+def _build_dense_gemv(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    rows, columns = packed.shape
+    panels = math.ceil(rows / machine.lanes)
+    weight = DenseStream(Vectors(machine.lanes), panels, columns)
+    return build_gemv(workload, machine, weight, config)
+
+
+def _build_n_of_m(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    rows, columns = packed.shape
+    panels = math.ceil(rows / machine.lanes)
+    n, m = int(packed.config["n"]), int(packed.config["m"])
+    weight = NOfMStream(Vectors(machine.lanes), panels, columns, n, m)
+    return build_gemv(workload, machine, weight, config)
 
 
 def _build_channels(
@@ -596,8 +635,17 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         format="dense",
         supports=_supports_gemv,
         space=_gemv_space,
-        build=build_gemv,
+        build=_build_dense_gemv,
         **_priced(_gemv_events),
+    ),
+    KernelTemplate(
+        name="n_of_m",
+        format="n_of_m",
+        supports=_supports_n_of_m,
+        space=_n_of_m_space,
+        build=_build_n_of_m,
+        check=_check_n_of_m,
+        **_priced(cost.n_of_m_events),
     ),
     KernelTemplate(
         name="channel_vectors",

@@ -58,6 +58,26 @@ def test_a_handful_of_tokens_agrees_with_float64(lanes, m, k, n, epilogue, seed)
     check_kernel("gemv", workload, weight_for(geometry, 1.0, seed), lanes, seed=seed)
 
 
+@pytest.mark.parametrize("lanes", [16, 8])
+@settings(max_examples=12)
+@given(
+    m=sizes,
+    k=sizes,
+    n=st.integers(1, 8),
+    held=st.sampled_from([(1, 4), (2, 4), (4, 4), (1, 8), (3, 8), (4, 8), (8, 8)]),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_n_of_m_weights_agree_with_float64(lanes, m, k, n, held, epilogue, seed):
+    geometry = MatmulGeometry(m, k, n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES[epilogue])
+    rng, (most, group) = np.random.default_rng(seed), held
+    order = rng.permuted(np.tile(np.arange(group), (m, -(-k // group), 1)), axis=2)
+    mask = (order < most).reshape(m, -1)[:, :k]
+    weight = weight_for(geometry, 1.0, seed) * mask.T
+    check_kernel("n_of_m", workload, weight, lanes, {"m": group}, seed=seed)
+
+
 @pytest.mark.parametrize("lanes", [16, 8, 4])
 @settings(max_examples=6)
 @given(

@@ -10,6 +10,7 @@ from .bitmap_tiles import BitmapTiles
 from .compact_channels import CompactChannels
 from .dense_panels import DensePanels
 from .gathered_panels import GatheredPanels
+from .n_of_m import NOfM
 from .plain import Plain
 from .register_tiled import RegisterTiled
 from .row_tiles import RowTiles
@@ -23,6 +24,7 @@ FORMATS: dict[str, SparseFormat] = {
     "sliced_ell": SlicedEll(),
     "gathered_panels": GatheredPanels(),
     "compact_channels": CompactChannels(),
+    "n_of_m": NOfM(),
     "row_tiles": RowTiles(),
     "tile_wise": TensorTiles("tile_wise", dense=True, sparse=False),
     "two_four": TensorTiles("two_four", dense=False, sparse=True),
