@@ -92,6 +92,7 @@ def open_checkpoint(source: Any) -> Checkpoint:
 # Masks
 # ---------------------------------------------------------------------------------------------
 
+
 def _masks(left: dict[str, StoredTensor]) -> list[Entry]:
     """Take the masks out of `left`."""
     weights = {plain_name(name) for name in left}

@@ -7,12 +7,14 @@ stands in a weight.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
 import onnx
 
+from ..dtypes import is_float
 from .mask_names import is_binary, plain_name
 from .onnx_graph import all_nodes, rename_values, replace_nodes
 from .onnx_values import evaluate_node
@@ -38,6 +40,7 @@ _BETWEEN = {
     "Unsqueeze",
     "Where",
 }
+_MASKING = ("Mul", "Where")
 
 
 def fold_masks(
@@ -66,7 +69,7 @@ def fold_masks(
         ``parametrizations.x.original``, the product is called ``x``.
     """
     folder = _Folder(graph, opsets, stored, read)
-    found = {name: value for name in folder.results() for value in folder.product(name)}
+    found = dict(folder.products())
     if not found:
         return {}
     replace_nodes(graph, [node for node in graph.node if not set(node.output) & found.keys()])
@@ -92,40 +95,38 @@ class _Folder:
         stored: Collection[str],
         read: Callable[[str], np.ndarray],
     ) -> None:
-        self.graph, self.opsets, self.stored, self.read = graph, opsets, stored, read
+        self.opsets, self.read = opsets, read
         self.makers: dict[str, onnx.NodeProto] = {}
         for node in graph.node:
             known = all(not name or name in stored or name in self.makers for name in node.input)
             if known and node.op_type in _BETWEEN and node.domain in ("", "ai.onnx"):
                 self.makers[node.output[0]] = node
+        self.outputs = {value.name for value in graph.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in all_nodes(graph):
+            for name in node.input:
+                self.readers[name].append(node)
 
-    def results(self) -> Iterator[str]:
-        """Yield the products that something reads which is not known itself."""
-        outputs = {value.name for value in self.graph.output}
-        read = {
-            name
-            for node in all_nodes(self.graph)
-            if not set(node.output) & self.makers.keys()
-            for name in node.input
-        }
-        for name in self.makers:
-            if name in read and name not in outputs and self._masks(name):
-                yield name
+    def products(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield the masked weights, each behind its last mask and before it is rearranged."""
+        for name, node in self.makers.items():
+            if node.op_type in _MASKING and name not in self.outputs and self._escapes(name):
+                value, masked = self._value(name)
+                if masked and value is not None and value.ndim >= 2 and is_float(value.dtype):
+                    yield name, value
 
-    def _masks(self, name: str) -> bool:
-        """Say whether a Mul or Where stands between a value and the constants."""
-        node = self.makers.get(name)
-        if node is None:
-            return False
-        return node.op_type in ("Mul", "Where") or any(map(self._masks, node.input))
-
-    def product(self, name: str) -> list[np.ndarray]:
-        """Return the value if a mask was multiplied in on the way to it, else nothing."""
-        value, masked = self._value(name)
-        floats = value is not None and str(value.dtype).startswith(("float", "bfloat"))
-        return [value] if masked and floats and value is not None and value.ndim >= 2 else []
+    def _escapes(self, name: str) -> bool:
+        """Say whether something reads a value that is no step to another product of constants."""
+        for node in self.readers[name]:
+            result = node.output[0]
+            if result not in self.makers:
+                return True
+            if node.op_type not in _MASKING and (result in self.outputs or self._escapes(result)):
+                return True
+        return False
 
     def _value(self, name: str) -> tuple[np.ndarray | None, bool]:
+        """Compute a value, and say whether a mask was applied on the way to it."""
         node = self.makers.get(name)
         if node is None:
             return self.read(name), False
@@ -137,20 +138,22 @@ class _Folder:
         return evaluate_node(node, operands, self.opsets), masked
 
     def weight_of(self, name: str) -> str:
-        """Name the constant that is masked: the one whose name says so, else the product itself."""
-        leaves = list(self._leaves(name))
-        return next((leaf for leaf in leaves if plain_name(leaf) != leaf), name)
+        """Name the constant that is masked, where its name says that it is one and its layout stays.
+
+        Otherwise the product is what it was called.
+        """
+        return next((leaf for leaf in self._leaves(name) if plain_name(leaf) != leaf), name)
 
     def _leaves(self, name: str) -> Iterator[str]:
         node = self.makers.get(name)
         if node is None:
             yield name
-            return
-        for source in node.input:
-            yield from self._leaves(source)
+        elif node.op_type in (*_MASKING, "Cast", "Identity"):
+            for source in node.input:
+                yield from self._leaves(source)
 
 
 def _applies_mask(node: onnx.NodeProto, operands: list[np.ndarray]) -> bool:
     if node.op_type == "Where":
-        return any(not np.any(branch) for branch in operands[1:])
-    return node.op_type == "Mul" and any(operand.size > 1 and is_binary(operand) for operand in operands)
+        return not all(np.any(branch) for branch in operands[1:])
+    return node.op_type == "Mul" and any(x.size > 1 and is_binary(x) for x in operands)
