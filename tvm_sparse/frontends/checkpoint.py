@@ -102,8 +102,9 @@ def _masks(left: dict[str, StoredTensor]) -> list[Entry]:
         if base is None and tensor.dtype == "bool":
             # Truth values under a weight's own name can be nothing but its mask.
             base = name
-        # An attention mask is named alike, and hides no parameter.
-        if base is not None and (base.endswith("weight") or base in weights - {name}):
+        # Numbers that are called a mask may be an attention mask, which hides no parameter.
+        hides = tensor.dtype == "bool" or str(base).endswith("weight") or base in weights - {name}
+        if base is not None and hides:
             del left[name]
             found.append(_mask_entry(base, tensor))
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..model import Model
+from .tensor_files import is_checkpoint
 
 
 def load(
@@ -70,6 +71,11 @@ def load(
 
 
 def _kind(source: Any) -> str:
+    if is_checkpoint(source):
+        raise ModelError(
+            f"'{os.fspath(source)}' holds weights without a graph; load the model, and give this "
+            "as its weights"
+        )
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return "onnx"
     # By class name: importing PyTorch only to ask costs seconds, and it may not be installed.

@@ -288,6 +288,7 @@ def _constant_value(model: OnnxModel, node: onnx.NodeProto) -> np.ndarray | None
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Keep these nodes of a graph, in this order; others than its own are copied in."""
     kept = list(nodes)
     if len(kept) == len(graph.node):
         return

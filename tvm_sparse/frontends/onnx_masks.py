@@ -138,9 +138,9 @@ class _Folder:
         return evaluate_node(node, operands, self.opsets), masked
 
     def weight_of(self, name: str) -> str:
-        """Name the constant that is masked, where its name says that it is one and its layout stays.
+        """Name the constant that is masked, where its name tells and its layout stays.
 
-        Otherwise the product is what it was called.
+        Otherwise the product keeps its own name.
         """
         return next((leaf for leaf in self._leaves(name) if plain_name(leaf) != leaf), name)
 

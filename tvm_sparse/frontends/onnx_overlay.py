@@ -1,4 +1,4 @@
-"""The weights of an ONNX graph as targets of an overlay: their names, and what exporters made of them."""
+"""The weights of an ONNX graph, under the names that they had before an exporter changed them."""
 
 from __future__ import annotations
 

@@ -140,9 +140,8 @@ def _match_names(
     matches = []
     for target in targets:
         own = target.name.removeprefix(best[1])
-        for name in dict.fromkeys(
-            [own, *(alias.removeprefix(best[1]) for alias in target.aliases)]
-        ):
+        aliases = [alias.removeprefix(best[1]) for alias in target.aliases]
+        for name in dict.fromkeys([own, *aliases]):
             if name in refused:
                 raise ModelError(
                     f"the weight '{refused[name][0]}' of {checkpoint.title} cannot be taken: "
@@ -235,7 +234,7 @@ def _turned(matches: Sequence[_Match], title: str) -> set[str]:
                 f"the model: of the others, '{layouts['turned']}' is and '{layouts['straight']}' "
                 "is not"
             )
-        # What an exporter renamed lies as its operator reads it; what kept its name was not touched.
+        # What an exporter renamed lies as its operator reads it; what kept its name lies as it did.
         renamed = match.by_alias and match.target.columns
         if "turned" in layouts or (not layouts and renamed):
             found.add(match.target.name)
@@ -292,7 +291,8 @@ def _notes(
         f"; as they were: {_listed(kept)}" if kept and weights else ""
     )
     used = {match.entry.name for match in matches}
-    left = [name for name in [*checkpoint.entries, *checkpoint.refused] if name not in used]
+    left = [entry.source for name, entry in checkpoint.entries.items() if name not in used]
+    left += checkpoint.refused
     if left:
         yield f"the model has no place for {_listed(left)} of {title}"
     for prefix, owner in zip(prefixes, (title, "the model"), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingExtraError, ModelError
+from ..files import written_beside
 
 INDEX = "model.safetensors.index.json"
 
@@ -141,13 +143,9 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
     # NumPy knows bfloat16 by its name as soon as this package, which onnx brings, is loaded.
     import ml_dtypes  # noqa: F401
 
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise MissingExtraError(
-            f"reading '{path.name}' needs the package safetensors: "
-            "pip install tvm-sparse[safetensors]"
-        ) from None
+    need_safetensors(f"reading '{path.name}'")
+    from safetensors import SafetensorError, safe_open
+
     try:
         file = safe_open(os.fspath(path), "numpy")
         names = list(file.keys())
@@ -165,6 +163,37 @@ def _read_file(path: Path) -> dict[str, StoredTensor]:
 
 def _reader(file: Any, name: str) -> Callable[[], np.ndarray]:
     return lambda: file.get_tensor(name)
+
+
+def need_safetensors(what: str) -> None:
+    """Check that the package is there.
+
+    Raises
+    ------
+    MissingExtraError
+        When it is not.
+    """
+    if importlib.util.find_spec("safetensors") is None:
+        raise MissingExtraError(
+            f"{what} needs the package safetensors: pip install tvm-sparse[safetensors]"
+        )
+
+
+def save_tensors(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to a safetensors file, beside its place and renamed into it.
+
+    Raises
+    ------
+    SparseError
+        When the file cannot be written.
+    MissingExtraError
+        When the package safetensors is not installed.
+    """
+    need_safetensors(f"writing '{Path(path).name}'")
+    from safetensors.numpy import save_file
+
+    with written_beside(path) as temporary:
+        save_file(dict(arrays), temporary)
 
 
 def _in_memory(name: str, value: Any) -> StoredTensor:
