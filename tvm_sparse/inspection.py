@@ -11,7 +11,7 @@ from .frontends.checkpoint import Entry, open_checkpoint
 from .profile import profile_weight
 from .report import LayerReport, Report
 
-# Dimensions of a weight -> what it is most likely of. [outputs, inputs, taps...], as PyTorch has it.
+# Dimensions of a weight, [outputs, inputs, taps...] in PyTorch -> what it is most likely of.
 _OPERATORS = {2: "matmul", 3: "conv1d", 4: "conv2d", 5: "conv3d"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from .mask_names import masked_weight, plain_name
 from .tensor_files import open_tensors
 
 _NAMES_IN_A_NOTE = 4
+
+# What wraps a whole module: data parallelism, transformers' heads, torch.compile.
+_WRAPPERS = {"module.", "model.", "_orig_mod."}
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,12 @@ def _match_names(
     """Match under the pair of prefixes (of the checkpoint, of the model) that fits most names."""
     names = {name for target in targets for name in (target.name, *target.aliases)}
     keys = [*checkpoint.entries, *checkpoint.refused]
-    pairs = [(ours, theirs) for ours in _prefixes(keys) for theirs in _prefixes(names)]
+    pairs = [
+        pair
+        for pair in itertools.product(_prefixes(keys), _prefixes(names))
+        # Two different modules may hold parameters of the same names; a wrapper is no module.
+        if not all(pair) or not _WRAPPERS.isdisjoint(pair)
+    ]
     counts = {}
     for ours, theirs in pairs:
         plain = {name.removeprefix(theirs) for name in names}
@@ -283,11 +292,11 @@ def _notes(
     title = checkpoint.title
     masks = sum(match.entry.is_mask for match in matches)
     weights = len(matches) - masks
-    parts = [f"{weights} of the model's {len(targets)} weights and biases"] if weights else []
-    parts += [f"masks for {masks} of {len(targets)}"] if masks else []
+    parts = [f"{weights}"] if weights else []
+    parts += [f"masks for {masks}"] if masks else []
     taken = {match.target.name for match in matches}
     kept = [target.name for target in targets if target.name not in taken]
-    yield f"{title} gave {' and '.join(parts)}" + (
+    yield f"{title} gave {' and '.join(parts)} of the model's {len(targets)} weights and biases" + (
         f"; as they were: {_listed(kept)}" if kept and weights else ""
     )
     used = {match.entry.name for match in matches}
