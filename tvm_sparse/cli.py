@@ -299,6 +299,33 @@ def demo(options: argparse.Namespace) -> None:
     show(folder=options.output, threads=options.threads or 1, model=options.model)
 
 
+def cache(options: argparse.Namespace) -> None:
+    """List or remove the libraries that sessions keep, or tell where they lie."""
+    from .cache import LibraryCache
+
+    store = LibraryCache()
+    if options.action == "path":
+        print(store.folder)
+        return
+    if options.action == "clear":
+        removed = store.clear()
+        print(f"removed {_libraries(len(removed))}, {_bytes(sum(x.size for x in removed))}")
+        return
+    found = store.entries()
+    for library in reversed(found):
+        about = library.about
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(library.used))
+        what = f"{about.get('model', 'damaged')} for {about.get('target', '?')}"
+        threads = f"{about.get('threads', '?')} threads"
+        print(f"{library.key[:12]}  {used}  {_bytes(library.size):>10}  {what}, {threads}")
+    total = sum(library.size for library in found)
+    print(f"{_libraries(len(found))}, {_bytes(total)} of at most {_bytes(store.limit)}")
+
+
+def _libraries(count: int) -> str:
+    return f"{count} {'library' if count == 1 else 'libraries'}"
+
+
 # ---------------------------------------------------------------------------------------------
 # What they share
 # ---------------------------------------------------------------------------------------------
@@ -779,6 +806,10 @@ def _weights(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _cache_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "clear", "path"))
+
+
 def _model(parser: argparse.ArgumentParser, metavar: str = "MODEL.onnx") -> None:
     parser.add_argument("model", metavar=metavar)
     _weights(parser)
@@ -817,4 +848,5 @@ COMMANDS: Mapping[
     "run": (run, _run_options),
     "bench": (bench, _bench_options),
     "demo": (demo, _demo_options),
+    "cache": (cache, _cache_options),
 }
