@@ -3,8 +3,8 @@
 Several processes may use one cache at once. Whoever reads, writes or removes a library holds a lock
 on it (`flock`), so that of several processes that want the same one, one compiles and the others
 wait. A library appears by renaming its folder, whole or not at all, and its checksum is compared
-before it is loaded. Removing one that a process has loaded is safe: the file loses its name, and its
-pages stay until nobody maps them.
+before it is loaded. Removing one that a process has loaded is safe: the file loses its name, and
+its pages stay until nobody maps them.
 """
 
 from __future__ import annotations
