@@ -272,6 +272,12 @@ def test_a_folded_batchnorm_is_not_undone_by_the_weights_before_it():
         load(convolution("onnx::Conv_30"), weights={"conv.weight": NORMED["conv.weight"]})
 
 
+def test_a_convolution_whose_weight_has_a_name_of_its_own_takes_it():
+    weight = NORMED["conv.weight"]
+    model = load(convolution("w"), weights={"w": weight})
+    assert np.array_equal(next(iter(model.params.values())), weight)
+
+
 @pytest.mark.parametrize("name", ["conv.weight", "onnx::Conv_30"])
 def test_masks_fit_weights_that_a_batchnorm_was_folded_into(name):
     mask = random(4, 3, 3, 3, seed=8) > 0

@@ -16,7 +16,7 @@ from .checkpoint import open_checkpoint
 from .onnx_file import read_onnx
 from .onnx_graph import all_nodes
 from .onnx_masks import fold_masks
-from .overlay import Overlay, Target, lay_over
+from .overlay import Overlay, Target, lay_over, listed
 
 # Operator -> the operand that is its weight.
 _WEIGHTS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
@@ -87,9 +87,7 @@ def masked_notes(names: list[str]) -> list[str]:
     """Say which weights had their masks in the graph."""
     if not names:
         return []
-    which = ", ".join(f"'{name}'" for name in names[:4])
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return [f"masks stood in the graph and were multiplied into their weights: {which}{more}"]
+    return [f"masks stood in the graph and were multiplied into their weights: {listed(names)}"]
 
 
 def replace_initializers(graph: onnx.GraphProto, values: Mapping[str, np.ndarray]) -> None:

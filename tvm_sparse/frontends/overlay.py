@@ -35,8 +35,8 @@ class Target:
     columns : bool
         Its outputs are its columns; in PyTorch's layers they are the rows.
     folded : bool
-        It has no name of its own, and is no mere transpose: something was folded into it. Masks
-        still fit it.
+        What it was called is known by aliases only, and it is no mere transpose: something was
+        folded into it. Masks still fit it.
     """
 
     name: str
@@ -194,7 +194,7 @@ def _refuse_folded(matches: Sequence[_Match], checkpoint: Checkpoint) -> None:
     for match in matches:
         if match.entry.is_mask or len(match.entry.shape) < 3:
             continue
-        if match.target.folded or lost:
+        if lost or (match.by_alias and match.target.folded):
             raise ModelError(
                 f"'{match.entry.source}' of {checkpoint.title} is not what the model holds as "
                 f"'{match.target.name}': an exporter folded "
@@ -204,8 +204,8 @@ def _refuse_folded(matches: Sequence[_Match], checkpoint: Checkpoint) -> None:
 
 
 def _nothing_matches(targets: Sequence[Target], checkpoint: Checkpoint) -> str:
-    theirs = _listed([*checkpoint.entries, *checkpoint.refused])
-    ours = _listed([target.name for target in targets])
+    theirs = listed([*checkpoint.entries, *checkpoint.refused])
+    ours = listed([target.name for target in targets])
     return (
         f"no tensor of {checkpoint.title} has the name of a weight of the model: there are "
         f"{theirs or 'none'}, and the model has {ours or 'none'}"
@@ -297,28 +297,29 @@ def _notes(
     taken = {match.target.name for match in matches}
     kept = [target.name for target in targets if target.name not in taken]
     yield f"{title} gave {' and '.join(parts)} of the model's {len(targets)} weights and biases" + (
-        f"; as they were: {_listed(kept)}" if kept and weights else ""
+        f"; as they were: {listed(kept)}" if kept and weights else ""
     )
     used = {match.entry.name for match in matches}
     left = [entry.source for name, entry in checkpoint.entries.items() if name not in used]
     left += checkpoint.refused
     if left:
-        yield f"the model has no place for {_listed(left)} of {title}"
+        yield f"the model has no place for {listed(left)} of {title}"
     for prefix, owner in zip(prefixes, (title, "the model"), strict=True):
         if prefix:
             yield f"names were matched without the prefix '{prefix}' of {owner}"
     if turned:
-        yield f"laid over transposed, as the exporter wrote them: {_listed(sorted(turned))}"
+        yield f"laid over transposed, as the exporter wrote them: {listed(sorted(turned))}"
     narrower = [m.target.name for m in matches if not m.entry.is_mask and _narrows(m)]
     if narrower:
-        yield f"values of {title} were rounded to the model's type in {_listed(narrower)}"
+        yield f"values of {title} were rounded to the model's type in {listed(narrower)}"
 
 
 def _narrows(match: _Match) -> bool:
     return not np.can_cast(numpy_dtype(match.entry.dtype), match.target.value.dtype)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Quote the first few names, and count the others."""
     shown = ", ".join(f"'{name}'" for name in names[:_NAMES_IN_A_NOTE])
     more = len(names) - _NAMES_IN_A_NOTE
     return f"{shown} and {more} more" if more > 0 else shown
