@@ -331,3 +331,38 @@ def test_the_command_line_lays_weights_over_and_writes_masks(tmp_path, capsys):
         assert np.array_equal(mask, pruned[name.removesuffix("_mask")] != 0)
     assert main(["inspect", paths["m.onnx"], "--weights", paths["k.safetensors"]]) == 0
     assert "gave masks for 2 of the model's 4" in capsys.readouterr().out
+
+
+def test_a_checkpoint_alone_takes_no_weights_over_it(tmp_path, capsys):
+    numpy_files = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    from tvm_sparse.cli import main
+
+    numpy_files.save_file(STATE, tmp_path / "w.safetensors")
+    path = str(tmp_path / "w.safetensors")
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", path, "--weights", path])
+    assert stop.value.code == 2
+    assert main(["inspect", path]) == 0
+    assert "fc2" in capsys.readouterr().out
+    assert main(["compile", path, "-o", str(tmp_path / "m.so")]) == 1
+    assert "holds weights without a graph" in capsys.readouterr().err
+
+
+def test_bench_times_the_model_with_the_weights_that_were_laid_over(tmp_path, monkeypatch):
+    numpy_files = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    from tvm_sparse import bench, cli
+
+    onnx.save_model(exported(), tmp_path / "m.onnx")
+    numpy_files.save_file(STATE, tmp_path / "w.safetensors")
+    timed = []
+
+    def measure(model, *args, **options):
+        timed.append((model, options["name"]))
+        return bench.BenchResult("cpu", "Linux", {}, "now", ())
+
+    monkeypatch.setattr(bench, "bench", measure)
+    cli.main(["bench", str(tmp_path / "m.onnx"), "--weights", str(tmp_path / "w.safetensors")])
+    [(model, name)] = timed
+    assert name == "m"
+    x = random(3, 6, seed=5)
+    assert_close(run_onnx(model, x=x)[0], expected(x))
