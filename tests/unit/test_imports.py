@@ -22,7 +22,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "files",
             "dtypes",
             "workload",
+            "cache",
             "cpu_features",
+            "cache_key",
             "targets",
             "model",
             "progress",
@@ -45,7 +47,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("checks", ("verify",)),
     ("deployment", ("deploy",)),
     ("compilation", ("compiler", "plugin", "tuner")),
-    ("tools", ("bench", "demo", "zoo", "pruning")),
+    ("tools", ("bench", "demo", "zoo", "pruning", "session")),
     ("command line", ("cli", "__main__")),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
