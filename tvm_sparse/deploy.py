@@ -8,7 +8,7 @@ import shutil
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from .device import CUDA, device_kind
 from .errors import LibraryError, SparseError, TargetError
 from .manifest import Manifest, read_manifest, to_c_source
 from .runtime import CompiledModule, load_runtime
+from .weights import compile_weights, offered
 
 # ELF's e_machine -> platform.machine().
 _ELF_MACHINES: dict[int, tuple[str, ...]] = {
@@ -40,7 +41,11 @@ _OTHER_LIBRARY_MAGICS = (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"MZ")
 
 
 def export(
-    executable: Any, manifest: Manifest, path: str | os.PathLike[str], cc: str | None = None
+    executable: Any,
+    manifest: Manifest,
+    path: str | os.PathLike[str],
+    cc: str | None = None,
+    weights: Sequence[Any] = (),
 ) -> None:
     """Link a VM executable and its manifest to one shared library.
 
@@ -56,6 +61,8 @@ def export(
         The file to write; an older one is replaced.
     cc : str, optional
         The compiler that links; by default CXX, CC or the first of g++, gcc and clang.
+    weights : sequence of tvm.runtime.Tensor
+        What `take_out_constants` took out of the executable.
 
     Raises
     ------
@@ -68,9 +75,10 @@ def export(
     def link(folder: Path, library: Path) -> None:
         source = folder / "manifest.c"
         source.write_text(to_c_source(manifest))
+        addons = [source, *compile_weights(weights, folder, cc)]
         # A fresh list: export_library appends its own object files to it.
         with _without_chatter():
-            executable.export_library(str(library), addons=[str(source)], **options)
+            executable.export_library(str(library), addons=list(map(str, addons)), **options)
 
     _write_beside(Path(path), link)
 
@@ -121,7 +129,10 @@ def load_module(path: str | os.PathLike[str], threads: int | None = None) -> Com
 
 
 def wrap_executable(
-    executable: Any, manifest: Manifest, threads: int | None = None
+    executable: Any,
+    manifest: Manifest,
+    threads: int | None = None,
+    weights: Sequence[Any] = (),
 ) -> CompiledModule:
     """Make a runnable module of a freshly built VM executable.
 
@@ -133,6 +144,8 @@ def wrap_executable(
         What the module says of itself, also when it is exported.
     threads : int, optional
         Threads to run on; see `CompiledModule`.
+    weights : sequence of tvm.runtime.Tensor
+        What `take_out_constants` took out of the executable.
 
     Returns
     -------
@@ -140,12 +153,13 @@ def wrap_executable(
         Where this machine lacks instructions that the executable was built for, the module can be
         exported, and refuses to run.
     """
-    exporter = partial(export, executable, manifest)
+    exporter = partial(export, executable, manifest, weights=weights)
     lacking = missing_features(manifest.cpu_features)
     refusal = _lacking_sentence("the module", lacking) if lacking else _lacking_gpu(manifest)
     library = None if refusal else executable.jit()
     source = _cuda_source(executable.mod)
-    return CompiledModule(library, manifest, threads, exporter, refusal, source)
+    with offered(weights):
+        return CompiledModule(library, manifest, threads, exporter, refusal, source)
 
 
 def _cuda_source(module: Any) -> str | None:

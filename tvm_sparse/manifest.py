@@ -116,7 +116,7 @@ def to_c_source(manifest: Manifest) -> str:
     """
     record = to_record(manifest)
     lines = (record[i : i + _C_LINE_BYTES] for i in range(0, len(record), _C_LINE_BYTES))
-    literal = "\n".join(f'  "{_c_escape(line)}"' for line in lines)
+    literal = "\n".join(f'  "{c_escape(line)}"' for line in lines)
     return f"""\
 #ifdef __cplusplus
 extern "C" {{
@@ -173,7 +173,8 @@ def _records(view: mmap.mmap) -> Iterator[str]:
         start = view.find(_MARKER, start + 1)
 
 
-def _c_escape(data: bytes) -> str:
+def c_escape(data: bytes) -> str:
+    """Write bytes as the inside of a C string literal."""
     # Always three octal digits: a shorter escape would swallow a digit that follows it.
     return "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in data)
 
