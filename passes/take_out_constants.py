@@ -77,11 +77,13 @@ class _Taker(PyExprMutator):
         if self.weights is None:
             return function
         call = relax.Call(relax.ExternFunc(WEIGHTS_FUNCTION), [], ty_args=[self.type])
-        first = relax.BindingBlock([relax.VarBinding(self.weights, call)])
+        binding = relax.VarBinding(self.weights, self.builder_.normalize(call))
+        first = relax.BindingBlock([binding])
         body = relax.SeqExpr([first, *function.body.blocks], function.body.body)
-        return relax.Function(
+        whole = relax.Function(
             function.params, body, function.ret_ty, function.is_pure, function.attrs
         )
+        return self.builder_.normalize(whole)
 
     def visit_generic_const_(self, constant: Any) -> Any:
         """Put an element of the weights in the place of a large constant."""

@@ -20,7 +20,6 @@ def build(function: Any, taken: list[Any] | None = None) -> Any:
     """Compile a module; with `taken`, its large constants are taken out into that list."""
     import tvm
     from tvm import relax
-
     from tvm_sparse.passes.take_out_constants import take_out_constants
 
     target = tvm.target.Target(TARGET)
@@ -165,7 +164,8 @@ def large_executable() -> tuple[Any, tuple[Any, ...]]:
             with bb.dataflow():
                 product = bb.emit(relax.op.matmul(x, relax.const(LARGE)))
                 whole = bb.emit(relax.op.astype(product, "int64"))
-                out = bb.emit_output(bb.emit(relax.op.add(whole, relax.const(LARGE_BIAS))))
+                bias = relax.const(LARGE_BIAS, "int64")
+                out = bb.emit_output(bb.emit(relax.op.add(whole, bias)))
             bb.emit_func_output(out)
 
     taken: list[Any] = []

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -139,12 +140,11 @@ class Model {
   }
 
   std::vector<Array> call(const std::vector<const Array*>& arrays) const {
-    // Tensors that see the caller's memory: nothing of it is written to, and none outlives the call.
-    std::vector<DLManagedTensor> sources(arrays.size());
+    // Tensors that see the caller's memory, which nothing writes to.
     std::vector<ffi::Value> tensors;
     std::vector<TVMFFIAny> views;
-    for (std::size_t i = 0; i < arrays.size(); ++i) {
-      tensors.push_back(tensor_of(*arrays[i], &sources[i]));
+    for (const Array* array : arrays) {
+      tensors.push_back(tensor_of(*array));
       views.push_back(ffi::view_of(tensors.back()));
     }
     std::vector<Array> outputs;
@@ -159,15 +159,30 @@ class Model {
     return outputs;
   }
 
-  static ffi::Value tensor_of(const Array& array, DLManagedTensor* source) {
-    DLTensor& tensor = source->dl_tensor;
+  // What a tensor is made of. The virtual machine may keep one that it returned until its next call,
+  // so each goes with its tensor; the array's memory is not touched by then.
+  struct Source {
+    DLManagedTensor managed = {};
+    Shape shape;
+  };
+
+  static ffi::Value tensor_of(const Array& array) {
+    auto source = std::make_unique<Source>();
+    source->shape = array.shape();
+    source->managed.manager_ctx = source.get();
+    source->managed.deleter = [](DLManagedTensor* self) {
+      delete static_cast<Source*>(self->manager_ctx);
+    };
+    DLTensor& tensor = source->managed.dl_tensor;
     tensor.data = const_cast<void*>(array.data());
     tensor.device = {kDLCPU, 0};
-    tensor.ndim = static_cast<std::int32_t>(array.shape().size());
+    tensor.ndim = static_cast<std::int32_t>(source->shape.size());
     tensor.dtype = {array.dtype().code, array.dtype().bits, 1};
-    tensor.shape = const_cast<std::int64_t*>(array.shape().data());
+    tensor.shape = source->shape.data();
     TVMFFIObjectHandle object = nullptr;
-    if (ffi::api().tensor_from_dlpack(source, 64, 1, &object) != 0) throw Error(ffi::last_error());
+    if (ffi::api().tensor_from_dlpack(&source->managed, 64, 1, &object) != 0)
+      throw Error(ffi::last_error());
+    source.release();
     return ffi::Value::owning(kTVMFFITensor, object);
   }
 
