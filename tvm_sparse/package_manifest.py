@@ -172,7 +172,7 @@ def verify_files(place: Path, verify: Verify) -> None:
         if not place.is_dir():
             return
         verify = True
-    trusted = own if verify is True else Path(verify)
+    trusted = own if isinstance(verify, bool) else Path(verify)
     files = read_package_manifest(trusted).files
     if place.is_dir():
         if trusted != own:
