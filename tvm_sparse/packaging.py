@@ -161,8 +161,8 @@ def _versions(model: Manifest) -> dict[str, str]:
 
 
 def _copy_licences(folder: Path) -> None:
-    """Copy what the licence of TVM's libraries asks to be passed on with them."""
-    for name in ("apache-tvm", FFI_PACKAGE):
+    """Copy what the licences of the libraries and the loader ask to be passed on with them."""
+    for name in ("apache-tvm", FFI_PACKAGE, "tvm-sparse"):
         try:
             files = importlib.metadata.files(name) or []
         except importlib.metadata.PackageNotFoundError:

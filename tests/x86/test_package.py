@@ -72,7 +72,7 @@ def test_the_folder_holds_the_library_the_runtime_and_a_manifest(packages: dict[
     assert names == {*libraries, MANIFEST, "load.py", "README.md", "licences"}
     runtime = sum((packages["large"] / name).stat().st_size for name in libraries - {"model.so"})
     assert runtime < 7 << 20
-    for name in ("apache-tvm", "apache-tvm-ffi"):
+    for name in ("apache-tvm", "apache-tvm-ffi", "tvm-sparse"):
         assert (packages["large"] / "licences" / name / "LICENSE").is_file()
 
 
