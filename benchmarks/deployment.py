@@ -1,4 +1,4 @@
-"""Measure what it takes to load and run a large model: seconds, and memory of one and two processes.
+"""Measure what loading and running a large model takes: seconds, memory of one and two processes.
 
     python benchmarks/deployment.py         # needs a C++ compiler, 2 GB of disk, and quiet
 
@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 from networks import pruned, rewrite_page
+from tvm_sparse.passes import take_out_constants
 
 import tvm_sparse as ts
 from tvm_sparse import zoo
 from tvm_sparse.cpu_features import machine_identity
 from tvm_sparse.files import write_text
-from tvm_sparse.passes import take_out_constants
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "deployment.json"
@@ -128,7 +128,7 @@ def measure_python(package: Path, x: Path) -> dict[str, Any]:
 
 
 def measure_cpp(package: Path, x: Path, name: str, folder: Path) -> dict[str, Any]:
-    """Run the C++ example; its peak is read while it runs, the seconds are those of two processes."""
+    """Run the C++ example: from start to end, and once for longer, to read its peak meanwhile."""
     build = folder / "build"
     if not build.exists():
         for command in (["-S", str(package / "cpp"), "-B", str(build)], ["--build", str(build)]):

@@ -131,9 +131,8 @@ def test_the_runtime_that_sorts_comes_along_where_it_is_needed(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == np.sort(x, axis=-1)[:, :-3:-1].tolist()
     # And without the folder's own loader, where TVM is installed and not imported.
-    script = script.replace("load.load()", "load_module('.')")
-    script = script.replace("import numpy, load", "import numpy; from tvm_sparse import load_module")
-    command = [sys.executable, "-c", script]
+    script = script.replace("load.load()", "tvm_sparse.load_module('.')")
+    command = [sys.executable, "-c", script.replace("numpy, load", "numpy, tvm_sparse")]
     again = subprocess.run(command, cwd=tmp_path / "dist", capture_output=True, text=True)
     assert again.stdout == done.stdout, again.stderr
 
