@@ -86,7 +86,9 @@ def start(package: Path, x: Path) -> tuple[subprocess.Popen[str], dict[str, Any]
 
 def mapped(child: subprocess.Popen[str], library: Path) -> dict[str, int]:
     """Sum up what a child's mappings of the library hold, in bytes by smaps' names."""
-    sums: dict[str, int] = {"Rss": 0, "Pss": 0, "Shared_Clean": 0, "Private_Dirty": 0}
+    # A page is dirty as long as the file that was just written is not on the disk.
+    kinds = ("Rss", "Pss", "Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty")
+    sums = dict.fromkeys(kinds, 0)
     is_library = False
     for line in Path(f"/proc/{child.pid}/smaps").read_text().splitlines():
         key, _, rest = line.partition(":")

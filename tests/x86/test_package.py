@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from deploy_support import (
     assert_pair,
+    build,
     large_input,
     large_module,
     large_output,
@@ -116,8 +117,6 @@ def test_the_runtime_that_sorts_comes_along_where_it_is_needed(tmp_path: Path) -
                 top = bb.emit(relax.op.topk(x, k=2, axis=-1))
                 out = bb.emit_output(bb.emit(relax.TupleGetItem(top, 0)))
             bb.emit_func_output(out)
-
-    from deploy_support import build
 
     specs = TensorSpec("x", (3, 8), "float32"), TensorSpec("y", (3, 2), "float32")
     module = wrap_executable(build(function), manifest((specs[0],), (specs[1],)))
