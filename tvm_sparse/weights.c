@@ -6,8 +6,8 @@
 
 #include "weights_table.h"
 
-/* Code reaches its library's data by distances of 32 bits. Weights may be larger than that: the
-   linker puts .lrodata behind everything else, and the address of 64 bits leads there. */
+/* Code reaches its library's data by distances of 32 bits. Weights may be larger than that: linkers
+   put .lrodata at an end of the library, and an address of 64 bits leads there. */
 #if defined(__x86_64__)
 #define SECTION ".lrodata,\"al\",@progbits"
 #else
