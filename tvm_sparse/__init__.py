@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .errors import SparseError
     from .frontends.loading import load
     from .model import Model
+    from .packaging import package
     from .planner import Plan
     from .pruning import prune, prune_module
     from .report import Report
@@ -35,6 +36,7 @@ _PUBLIC: dict[str, str] = {
     "inspect": "compiler",
     "load": "frontends.loading",
     "load_module": "deploy",
+    "package": "packaging",
     "plan": "compiler",
     "prune": "pruning",
     "prune_module": "pruning",
@@ -54,6 +56,7 @@ __all__ = [
     "inspect",
     "load",
     "load_module",
+    "package",
     "plan",
     "prune",
     "prune_module",

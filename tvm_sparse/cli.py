@@ -238,13 +238,26 @@ def compile_(options: argparse.Namespace) -> None:
     print(f"wrote {options.output}: {_bytes(size)}, {checked}, in {seconds:.1f} s")
 
 
+def package(options: argparse.Namespace) -> None:
+    """Put a library and its runtime into a folder that runs without the compiler."""
+    from .package_manifest import MANIFEST, sha256_of
+    from .packaging import package as pack
+
+    manifest = pack(options.library, options.output, cpp=options.cpp, force=options.force)
+    for name, file in manifest.files.items():
+        print(f"{_bytes(file.bytes):>10}  {name}")
+    total = sum(file.bytes for file in manifest.files.values())
+    print(f"wrote {options.output}: {_bytes(total)} in {len(manifest.files)} files")
+    print(f"the SHA-256 of its {MANIFEST}: {sha256_of(Path(options.output) / MANIFEST)}")
+
+
 def run(options: argparse.Namespace) -> None:
     """Run an exported library on arrays from files."""
     from .deploy import load_module
 
     if options.output:
         _check_writable(options.output)
-    module = load_module(options.library, threads=options.threads)
+    module = load_module(options.library, threads=options.threads, verify=options.verify)
     arrays = read_inputs(options.input, [spec.name for spec in module.inputs])
     for spec in module.inputs:
         if spec.name in arrays:
@@ -756,8 +769,29 @@ def _compile_options(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
+def _package_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("library", metavar="model.so")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--cpp", action="store_true", help="also put headers and an example for C++ into cpp/"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace a folder that is not a package"
+    )
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("library", metavar="model.so", help="a library, or a package's folder")
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="MANIFEST|SHA-256",
+        help="refuse files that differ from the manifest.json beside them, from another one, or "
+        "from this hash (of a library, or of a folder's manifest.json); loading a library runs its "
+        "code",
+    )
     parser.add_argument(
         "--input",
         type=_argument(_read_input),
@@ -845,6 +879,7 @@ COMMANDS: Mapping[
     "tune": (tune, _tune_options),
     "calibrate": (calibrate, _calibrate_options),
     "compile": (compile_, _compile_options),
+    "package": (package, _package_options),
     "run": (run, _run_options),
     "bench": (bench, _bench_options),
     "demo": (demo, _demo_options),

@@ -30,6 +30,7 @@ from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
 from .passes.find_fresh_outputs import find_fresh_outputs
 from .passes.rewrite_weights import KernelCall
+from .passes.take_out_constants import take_out_constants
 from .pipeline import Lowered, late_passes, lower_model
 from .planner import Decision, Plan, check_patterns, decide
 from .plugin import sparse_pipeline
@@ -184,10 +185,10 @@ def compile(
     sites = [
         replace(fused, site=with_threads(fused.site, machine)) for fused in collect_weights(model)
     ]
-    lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
+    lowered, executable, weights = _build(model, sites, the_plan, machine, resolved, progress)
     report = _report(model, sites, the_plan, lowered, machine, book)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
-    module = wrap_executable(executable, manifest, machine.threads)
+    module = wrap_executable(executable, manifest, machine.threads, weights)
     if check and module.refusal is None:
         report = _checked(model, sites, lowered, module, report, progress)
     else:
@@ -198,7 +199,7 @@ def compile(
     totals = {**report.totals, "compile_seconds": round(time.perf_counter() - started, 2)}
     report = replace(report, totals=totals)
     manifest = replace(manifest, report=json.loads(report.to_json()))
-    return module.described_by(manifest, partial(export, executable, manifest))
+    return module.described_by(manifest, partial(export, executable, manifest, weights=weights))
 
 
 def build(
@@ -360,18 +361,23 @@ def _build(
     machine: Machine,
     target: Any,
     progress: Progress,
-) -> tuple[Lowered, Any]:
+) -> tuple[Lowered, Any, list[Any]]:
+    """Return what was compiled, the executable, and the weights that it asks for."""
     lowered = lower_model(model, sites, the_plan, machine, progress)
+    weights: list[Any] = []
     with progress.phase("generate code"):
         try:
             passes = late_passes(machine, target)
+            # A GPU's weights are copied to it in any case.
+            if not isinstance(machine, CudaMachine):
+                passes = tvm.transform.Sequential([passes, take_out_constants(weights)])
             with machine_code_for(machine):
                 executable = tvm.compile(lowered.mod, target, relax_pipeline=passes)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             # dlight's schedules assert without words what they expect.
             lines = str(error).strip().splitlines() or [f"{type(error).__name__} in its schedules"]
             raise ModelError(f"TVM cannot compile this model: {lines[0]}") from error
-    return lowered, executable
+    return lowered, executable, weights
 
 
 def _report(

@@ -168,13 +168,22 @@ def load_cuda_runtime() -> None:
 
     if _loaded or tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
         return
-    runtime = _tvm_cuda_runtime()
-    if runtime is None:
-        raise TargetError("this TVM was built without CUDA; the wheel apache-tvm for Linux has it")
+    runtime = find_cuda_runtime()
     try:
         ctypes.CDLL(_DRIVER, ctypes.RTLD_GLOBAL)
     except OSError:
         _loaded.append(_stub_driver())
+    load_cuda_library(runtime)
+
+
+def load_cuda_library(runtime: Path) -> None:
+    """Load TVM's CUDA runtime from its file; the driver, or a stub of it, is loaded by its name.
+
+    Raises
+    ------
+    TargetError
+        When the CUDA runtime library of NVIDIA is missing.
+    """
     for library in _cudart_candidates():
         try:
             _loaded.append(ctypes.CDLL(library, ctypes.RTLD_GLOBAL))
@@ -190,7 +199,14 @@ def load_cuda_runtime() -> None:
         ) from None
 
 
-def _tvm_cuda_runtime() -> Path | None:
+def find_cuda_runtime() -> Path:
+    """Find TVM's CUDA runtime.
+
+    Raises
+    ------
+    TargetError
+        When TVM was built without it.
+    """
     # As for the runtime itself: a machine that only runs models may have the libraries alone.
     folders = [Path(os.environ["TVM_LIBRARY_PATH"])] if os.environ.get("TVM_LIBRARY_PATH") else []
     spec = importlib.util.find_spec("tvm")
@@ -199,7 +215,7 @@ def _tvm_cuda_runtime() -> Path | None:
     for folder in folders:
         if (folder / "libtvm_runtime_cuda.so").is_file():
             return folder / "libtvm_runtime_cuda.so"
-    return None
+    raise TargetError("this TVM was built without CUDA; the wheel apache-tvm for Linux has it")
 
 
 def _cudart_candidates() -> Iterator[str]:

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import struct
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .cpu_features import missing_features, processor_name
-from .cuda_toolkit import has_gpu, load_cuda_runtime
+from .cpu_features import missing_features
+from .cuda_toolkit import load_cuda_runtime
 from .device import CUDA, device_kind
-from .errors import LibraryError, SparseError, TargetError
+from .errors import LibraryError
 from .manifest import Manifest, read_manifest, to_c_source
+from .opening import (
+    check_file,
+    check_processor,
+    lacking_gpu,
+    lacking_sentence,
+    open_library,
+    without_chatter,
+)
+from .package_manifest import Verify, library_of, verify_files
 from .runtime import CompiledModule, load_runtime
-
-# ELF's e_machine -> platform.machine().
-_ELF_MACHINES: dict[int, tuple[str, ...]] = {
-    0x3E: ("x86_64", "amd64"),
-    0xB7: ("aarch64", "arm64"),
-    0xF3: ("riscv64",),
-    0x28: ("armv7l", "armv6l"),
-}
-_ELF_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-_ELF_SEGMENT = struct.Struct("<IIQQQQQQ")
-_SHARED_OBJECT = 3
-
-# Lines that TVM 0.27 writes to stderr for every library that it saves or loads, whatever is in it.
-_CHATTER = (b"Warning: Scope Saving:", b"Warning: Scope Loaded:")
-_stderr_lock = threading.Lock()
-
-_OTHER_LIBRARY_MAGICS = (b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe", b"MZ")
+from .weights import compile_weights, offered
 
 
 def export(
-    executable: Any, manifest: Manifest, path: str | os.PathLike[str], cc: str | None = None
+    executable: Any,
+    manifest: Manifest,
+    path: str | os.PathLike[str],
+    cc: str | None = None,
+    weights: Sequence[Any] = (),
 ) -> None:
     """Link a VM executable and its manifest to one shared library.
 
@@ -56,6 +49,8 @@ def export(
         The file to write; an older one is replaced.
     cc : str, optional
         The compiler that links; by default CXX, CC or the first of g++, gcc and clang.
+    weights : sequence of tvm.runtime.Tensor
+        What `take_out_constants` took out of the executable.
 
     Raises
     ------
@@ -68,22 +63,34 @@ def export(
     def link(folder: Path, library: Path) -> None:
         source = folder / "manifest.c"
         source.write_text(to_c_source(manifest))
+        addons = [source, *compile_weights(weights, folder, cc)]
         # A fresh list: export_library appends its own object files to it.
-        with _without_chatter():
-            executable.export_library(str(library), addons=[str(source)], **options)
+        with without_chatter():
+            executable.export_library(str(library), addons=list(map(str, addons)), **options)
 
     _write_beside(Path(path), link)
 
 
-def load_module(path: str | os.PathLike[str], threads: int | None = None) -> CompiledModule:
+def load_module(
+    path: str | os.PathLike[str], threads: int | None = None, verify: Verify = False
+) -> CompiledModule:
     """Load an exported library; needs TVM's runtime and neither its compiler nor the `tvm` package.
+
+    Loading a library runs its code. What it is checked for without `verify` saves from accidents,
+    not from an author who means harm.
 
     Parameters
     ----------
     path : path
-        A file that `export` wrote.
+        A file that `export` wrote, or a folder that `package` wrote; of that, the installed TVM's
+        runtime runs the library.
     threads : int, optional
         Threads to run on; see `CompiledModule`.
+    verify : bool, str or path
+        Refuses files that were changed before any of them is loaded. True compares them with the
+        manifest.json of the package that they are in; a path names another manifest to trust. A
+        SHA-256 in hexadecimal is that of the library, or of a folder's manifest.json, which has
+        those of all files in it.
 
     Returns
     -------
@@ -93,35 +100,33 @@ def load_module(path: str | os.PathLike[str], threads: int | None = None) -> Com
     Raises
     ------
     LibraryError
-        When the file is missing, truncated, no shared library, or not exported by this package.
+        When the file is missing, truncated, no shared library, not exported by this package, or
+        not the one that `verify` asks for.
     TargetError
         When the library was built for another processor, or this machine lacks instructions.
     """
     # Without a folder in its name, the loader would look for the file among the system's libraries.
-    file = Path(os.path.abspath(path))
-    _check_file(file)
+    place = Path(os.path.abspath(path))
+    verify_files(place, verify)
+    file = library_of(place) if place.is_dir() else place
+    check_file(file)
     manifest = read_manifest(file)
-    _check_processor(file, manifest)
+    check_processor(file, manifest)
     load_runtime()
     if device_kind(manifest.target) == CUDA:
         load_cuda_runtime()
-    import tvm_ffi
-
-    try:
-        with _without_chatter():
-            library = tvm_ffi.load_module(str(file))
-        return CompiledModule(library, manifest, threads, partial(_copy_library, file))
-    except SparseError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise LibraryError(
-            f"'{file}' cannot be loaded (it was built with TVM {manifest.tvm_version}): {lines[0]}"
-        ) from error
+    return open_library(
+        file,
+        manifest,
+        lambda library: CompiledModule(library, manifest, threads, partial(_copy_library, file)),
+    )
 
 
 def wrap_executable(
-    executable: Any, manifest: Manifest, threads: int | None = None
+    executable: Any,
+    manifest: Manifest,
+    threads: int | None = None,
+    weights: Sequence[Any] = (),
 ) -> CompiledModule:
     """Make a runnable module of a freshly built VM executable.
 
@@ -133,6 +138,8 @@ def wrap_executable(
         What the module says of itself, also when it is exported.
     threads : int, optional
         Threads to run on; see `CompiledModule`.
+    weights : sequence of tvm.runtime.Tensor
+        What `take_out_constants` took out of the executable.
 
     Returns
     -------
@@ -140,12 +147,13 @@ def wrap_executable(
         Where this machine lacks instructions that the executable was built for, the module can be
         exported, and refuses to run.
     """
-    exporter = partial(export, executable, manifest)
+    exporter = partial(export, executable, manifest, weights=weights)
     lacking = missing_features(manifest.cpu_features)
-    refusal = _lacking_sentence("the module", lacking) if lacking else _lacking_gpu(manifest)
+    refusal = lacking_sentence("the module", lacking) if lacking else lacking_gpu(manifest)
     library = None if refusal else executable.jit()
     source = _cuda_source(executable.mod)
-    return CompiledModule(library, manifest, threads, exporter, refusal, source)
+    with offered(weights):
+        return CompiledModule(library, manifest, threads, exporter, refusal, source)
 
 
 def _cuda_source(module: Any) -> str | None:
@@ -186,28 +194,6 @@ def _telling(lines: list[str]) -> str:
     return next((line for line in lines if "error" in line.lower() and line[-1] != ":"), lines[-1])
 
 
-@contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Hold the process's stderr back for a moment, and pass on all but the lines of `_CHATTER`."""
-    with _stderr_lock, tempfile.TemporaryFile() as held:
-        try:
-            stderr = os.dup(2)
-        except OSError:
-            # A process without a stderr has nothing to keep clean.
-            yield
-            return
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            held.seek(0)
-            lines = [line for line in held if not line.strip().endswith(_CHATTER)]
-            with suppress(OSError):
-                os.write(2, b"".join(lines))
-
-
 def _copy_library(source: Path, path: Path) -> None:
     if path.exists() and path.samefile(source):
         return
@@ -216,65 +202,3 @@ def _copy_library(source: Path, path: Path) -> None:
         shutil.copyfile(source, library)
 
     _write_beside(path, copy)
-
-
-def _check_file(file: Path) -> None:
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(_ELF_HEADER.size)
-            size = os.fstat(stream.fileno()).st_size
-            if head[:4] == b"\x7fELF":
-                _check_elf(file, head, size, stream)
-            elif not head.startswith(_OTHER_LIBRARY_MAGICS):
-                raise LibraryError(f"'{file}' is not a shared library")
-    except OSError as error:
-        raise LibraryError(f"cannot read '{file}': {error.strerror or error}") from None
-
-
-def _check_elf(file: Path, head: bytes, size: int, stream: Any) -> None:
-    """Refuse what the loader would crash on: a mapped page past the end of the file is a SIGBUS."""
-    if len(head) < _ELF_HEADER.size:
-        raise LibraryError(f"'{file}' is truncated: {size} bytes are left")
-    if head[4] != 2 or head[5] != 1:
-        raise TargetError(f"'{file}' is not a 64-bit little-endian library")
-    fields = _ELF_HEADER.unpack(head)
-    kind, machine, segments, sections = fields[1], fields[2], fields[5], fields[6]
-    segment_size, segment_count, section_size, section_count = fields[9:13]
-    if kind != _SHARED_OBJECT:
-        raise LibraryError(f"'{file}' is not a shared library, but another kind of ELF file")
-    names = _ELF_MACHINES.get(machine, ("unknown",))
-    if platform.machine().lower() not in names:
-        raise TargetError(
-            f"'{file}' is for {names[0]} processors, and this machine is {platform.machine()}"
-        )
-    end = max(sections + section_size * section_count, segments + segment_size * segment_count)
-    if end <= size:
-        stream.seek(segments)
-        for _ in range(segment_count):
-            entry = _ELF_SEGMENT.unpack(stream.read(segment_size)[: _ELF_SEGMENT.size])
-            end = max(end, entry[2] + entry[5])
-    if end > size:
-        raise LibraryError(f"'{file}' is truncated: {size} bytes are left of at least {end}")
-
-
-def _check_processor(file: Path, manifest: Manifest) -> None:
-    lacking = missing_features(manifest.cpu_features)
-    if lacking:
-        raise TargetError(_lacking_sentence(f"'{file}'", lacking))
-    refusal = _lacking_gpu(manifest)
-    if refusal:
-        raise TargetError(f"'{file}': {refusal}")
-
-
-def _lacking_gpu(manifest: Manifest) -> str | None:
-    if manifest.target.get("kind") != "cuda" or has_gpu():
-        return None
-    arch = manifest.target.get("arch")
-    return f"the module runs on an NVIDIA GPU ({arch} or later), and this machine has none"
-
-
-def _lacking_sentence(subject: str, lacking: list[str]) -> str:
-    return (
-        f"{subject} needs instructions that this machine ({processor_name()}) lacks: "
-        f"{', '.join(lacking)}; compile for another target, for example x86-64-v3"
-    )

@@ -68,7 +68,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """Write the manifest as one line of ASCII JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+        return json.dumps(self.to_data(), separators=(",", ":"))
+
+    def to_data(self) -> dict[str, Any]:
+        """Write the manifest as the object that `to_json` writes."""
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -77,7 +81,7 @@ class Manifest:
         Raises
         ------
         LibraryError
-            When the text is not JSON, was written by a newer version, or lacks a field.
+            When the text is not JSON, or `from_data` refuses what it says.
         """
         try:
             data = json.loads(text)
@@ -85,18 +89,29 @@ class Manifest:
             raise LibraryError(f"the library's manifest is not valid JSON: {error}") from None
         if not isinstance(data, dict):
             raise LibraryError("the library's manifest is not a JSON object")
+        return cls.from_data(data)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Manifest:
+        """Read the object that `to_json` writes.
+
+        Raises
+        ------
+        LibraryError
+            When it was written by a newer version, or lacks a field.
+        """
         _check_format(data)
         return cls(
-            package_version=_take(data, "package_version", str),
-            tvm_version=_take(data, "tvm_version", str),
-            target=_take(data, "target", dict),
+            package_version=take_field(data, "package_version", str),
+            tvm_version=take_field(data, "tvm_version", str),
+            target=take_field(data, "target", dict),
             cpu_features=_take_strings(data, "cpu_features"),
-            threads=_take(data, "threads", int),
+            threads=take_field(data, "threads", int),
             inputs=_take_specs(data, "inputs"),
             outputs=_take_specs(data, "outputs"),
-            plan=_take(data, "plan", dict),
-            report=_take(data, "report", dict),
-            digest=_take(data, "digest", str),
+            plan=take_field(data, "plan", dict),
+            report=take_field(data, "report", dict),
+            digest=take_field(data, "digest", str),
             kernels=_take_kernels(data),
             fresh_outputs=_take_flags(data, "fresh_outputs"),
         )
@@ -116,7 +131,7 @@ def to_c_source(manifest: Manifest) -> str:
     """
     record = to_record(manifest)
     lines = (record[i : i + _C_LINE_BYTES] for i in range(0, len(record), _C_LINE_BYTES))
-    literal = "\n".join(f'  "{_c_escape(line)}"' for line in lines)
+    literal = "\n".join(f'  "{c_escape(line)}"' for line in lines)
     return f"""\
 #ifdef __cplusplus
 extern "C" {{
@@ -173,7 +188,8 @@ def _records(view: mmap.mmap) -> Iterator[str]:
         start = view.find(_MARKER, start + 1)
 
 
-def _c_escape(data: bytes) -> str:
+def c_escape(data: bytes) -> str:
+    """Write bytes as the inside of a C string literal."""
     # Always three octal digits: a shorter escape would swallow a digit that follows it.
     return "".join(chr(b) if chr(b).isalnum() and b < 128 else f"\\{b:03o}" for b in data)
 
@@ -193,7 +209,13 @@ def _check_format(data: Mapping[str, Any]) -> None:
         )
 
 
-def _take(data: Mapping[str, Any], key: str, kind: type) -> Any:
+def take_field(data: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Take a field of a manifest's object that has to be there and of a kind.
+
+    Raises
+    ------
+    LibraryError
+    """
     value = data.get(key)
     if not isinstance(value, kind) or isinstance(value, bool):
         state = "lacks" if key not in data else "has a broken"
@@ -202,14 +224,14 @@ def _take(data: Mapping[str, Any], key: str, kind: type) -> Any:
 
 
 def _take_strings(data: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    values = _take(data, key, list)
+    values = take_field(data, key, list)
     if not all(isinstance(value, str) for value in values):
         raise LibraryError(f"the library's manifest has a broken '{key}'")
     return tuple(values)
 
 
 def _take_flags(data: Mapping[str, Any], key: str) -> tuple[bool, ...]:
-    values = _take(data, key, list)
+    values = take_field(data, key, list)
     if not all(isinstance(value, bool) for value in values):
         raise LibraryError(f"the library's manifest has a broken '{key}'")
     return tuple(values)
@@ -217,17 +239,17 @@ def _take_flags(data: Mapping[str, Any], key: str) -> tuple[bool, ...]:
 
 def _take_specs(data: Mapping[str, Any], key: str) -> tuple[TensorSpec, ...]:
     specs = []
-    for entry in _take(data, key, list):
+    for entry in take_field(data, key, list):
         if not isinstance(entry, dict):
             raise LibraryError(f"the library's manifest has a broken '{key}'")
-        shape = _take(entry, "shape", list)
+        shape = take_field(entry, "shape", list)
         if not all(isinstance(dim, (int, str)) for dim in shape):
             raise LibraryError(f"the library's manifest has a broken '{key}'")
-        name, dtype = _take(entry, "name", str), _take(entry, "dtype", str)
+        name, dtype = take_field(entry, "name", str), take_field(entry, "dtype", str)
         specs.append(TensorSpec(name=name, shape=tuple(shape), dtype=dtype))
     return tuple(specs)
 
 
 def _take_kernels(data: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
-    kernels = _take(data, "kernels", dict)
+    kernels = take_field(data, "kernels", dict)
     return {symbol: _take_strings(kernels, symbol) for symbol in kernels}

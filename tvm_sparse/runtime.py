@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64
 
-_RUNTIME_LIBRARIES = ("libtvm_runtime.so", "libtvm_runtime.dylib", "tvm_runtime.dll")
+# What is there of them is loaded, in this order. The extra ones sort and draw random numbers.
+RUNTIME_LIBRARIES = (
+    "libtvm_runtime.so",
+    "libtvm_runtime_extra.so",
+    "libtvm_runtime.dylib",
+    "libtvm_runtime_extra.dylib",
+    "tvm_runtime.dll",
+    "tvm_runtime_extra.dll",
+)
 
 
 @dataclass(frozen=True)
@@ -84,25 +92,22 @@ class Profile:
         return "\n".join(rows)
 
 
-class CompiledModule:
-    """A compiled model with its manifest; made by `compile` and by `load_module`.
+class Runner:
+    """A model that runs: arrays in, arrays out.
 
     Calls from several Python threads are safe, and run one after the other.
 
     Parameters
     ----------
     library : tvm_ffi.Module
-        What holds `vm_load_executable`: a runnable module of TVM or a loaded library.
+        What holds `vm_load_executable`: a runnable module of TVM or a loaded library. TVM's runtime
+        is loaded.
     manifest : Manifest
         The names, types and shapes to check calls against.
     threads : int, optional
         Threads to run on; by default TVM_NUM_THREADS, then what the module was compiled for.
-    exporter : callable, optional
-        Writes this module to a path; what `export` calls.
     refusal : str, optional
-        Why this machine cannot run the module, which can still be exported; `library` is not used.
-    cuda_source : str, optional
-        The source of a GPU's kernels, for those who want to read it; loaded libraries have none.
+        Why this machine cannot run the module; `library` is not used.
     """
 
     def __init__(
@@ -110,38 +115,20 @@ class CompiledModule:
         library: Any,
         manifest: Manifest,
         threads: int | None = None,
-        exporter: Callable[[Path], None] | None = None,
         refusal: str | None = None,
-        cuda_source: str | None = None,
     ) -> None:
-        self.cuda_source = cuda_source
         if threads is not None and threads < 1:
             raise InputError(f"a module runs on one thread or more, not on {threads}")
         self.manifest = manifest
         self.threads = threads or int(os.environ.get("TVM_NUM_THREADS") or 0) or manifest.threads
-        self._exporter = exporter
         self._lock = threading.Lock()
         self._staging = [_Staging() for _ in manifest.inputs]
         self.library, self._refusal = library, refusal
         self._device = device_kind(manifest.target)
         if refusal is None:
-            load_runtime()
             self._machine = library["vm_load_executable"]()
             self._machine["vm_initialization"](*machine_devices(self._device))
             self._main = self._machine["main"]
-
-    def described_by(
-        self, manifest: Manifest, exporter: Callable[[Path], None] | None
-    ) -> CompiledModule:
-        """Return the same running module under another manifest; the two share one lock."""
-        module = copy.copy(self)
-        module.manifest, module._exporter = manifest, exporter
-        return module
-
-    @property
-    def refusal(self) -> str | None:
-        """Why this machine cannot run the module; None when it can."""
-        return self._refusal
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -152,21 +139,6 @@ class CompiledModule:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs in the order in which a call returns them."""
         return self.manifest.outputs
-
-    @property
-    def report(self) -> Report:
-        """What became of every layer, as it was when the model was compiled.
-
-        Raises
-        ------
-        LibraryError
-            When the library was exported without a report.
-        """
-        if not self.manifest.report:
-            raise LibraryError("this library was exported without a report")
-        from .report import Report
-
-        return Report.from_json(json.dumps(self.manifest.report))
 
     def __call__(self, *arrays: Any) -> Any:
         """Run the model on positional inputs.
@@ -219,6 +191,111 @@ class CompiledModule:
         outputs = self._run(self._by_name(inputs))
         return {spec.name: value for spec, value in zip(self.outputs, outputs, strict=True)}
 
+    def __repr__(self) -> str:
+        inputs = ", ".join(describe(spec) for spec in self.inputs)
+        outputs = ", ".join(describe(spec) for spec in self.outputs)
+        name = type(self).__name__
+        return f"{name}({inputs} -> {outputs}; {_count(self.threads, 'thread')})"
+
+    def _by_name(self, inputs: Mapping[str, Any]) -> list[Any]:
+        wanted = [spec.name for spec in self.inputs]
+        unknown = [str(name) for name in inputs if name not in wanted]
+        missing = [name for name in wanted if name not in inputs]
+        if unknown or missing:
+            parts = [f"does not know {_quoted(unknown)}"] if unknown else []
+            parts += [f"misses {_quoted(missing)}"] if missing else []
+            raise InputError(f"the model {' and '.join(parts)}; its inputs are {_quoted(wanted)}")
+        return [inputs[name] for name in wanted]
+
+    def _run(self, values: Sequence[Any], instrument: Any = None) -> list[np.ndarray]:
+        if self._refusal is not None:
+            raise TargetError(self._refusal)
+        arrays = [
+            _as_array(spec.name, value) for spec, value in zip(self.inputs, values, strict=True)
+        ]
+        check_inputs(self.inputs, arrays)
+        with self._lock:
+            use_threads(self.threads)
+            operands = [
+                moved(stage.tensor(array), self._device)
+                for stage, array in zip(self._staging, arrays, strict=True)
+            ]
+            if instrument is not None:
+                self._machine["set_instrument"](instrument)
+            try:
+                result = self._main(*operands)
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"the model failed on these inputs: {_first_line(error)}"
+                ) from error
+            finally:
+                if instrument is not None:
+                    self._machine["set_instrument"](None)
+            tensors = [moved(tensor, CPU) for tensor in _flatten(result)]
+            fresh = self.manifest.fresh_outputs
+            if len(fresh) != len(tensors):
+                fresh = (False,) * len(tensors)
+            # Copied under the lock: an output may be an input's buffer or the model's constant.
+            return [_hand_out(tensor, own) for tensor, own in zip(tensors, fresh, strict=True)]
+
+
+class CompiledModule(Runner):
+    """A compiled model with its manifest; made by `compile` and by `load_module`.
+
+    Calls from several Python threads are safe, and run one after the other.
+
+    Parameters
+    ----------
+    library, manifest, threads, refusal
+        As for `Runner`; a module with a refusal can still be exported.
+    exporter : callable, optional
+        Writes this module to a path; what `export` calls.
+    cuda_source : str, optional
+        The source of a GPU's kernels, for those who want to read it; loaded libraries have none.
+    """
+
+    def __init__(
+        self,
+        library: Any,
+        manifest: Manifest,
+        threads: int | None = None,
+        exporter: Callable[[Path], None] | None = None,
+        refusal: str | None = None,
+        cuda_source: str | None = None,
+    ) -> None:
+        if refusal is None:
+            load_runtime()
+        super().__init__(library, manifest, threads, refusal)
+        self._exporter, self.cuda_source = exporter, cuda_source
+
+    def described_by(
+        self, manifest: Manifest, exporter: Callable[[Path], None] | None
+    ) -> CompiledModule:
+        """Return the same running module under another manifest; the two share one lock."""
+        module = copy.copy(self)
+        module.manifest, module._exporter = manifest, exporter
+        return module
+
+    @property
+    def refusal(self) -> str | None:
+        """Why this machine cannot run the module; None when it can."""
+        return self._refusal
+
+    @property
+    def report(self) -> Report:
+        """What became of every layer, as it was when the model was compiled.
+
+        Raises
+        ------
+        LibraryError
+            When the library was exported without a report.
+        """
+        if not self.manifest.report:
+            raise LibraryError("this library was exported without a report")
+        from .report import Report
+
+        return Report.from_json(json.dumps(self.manifest.report))
+
     def profile(self, *arrays: Any, repeats: int = 10) -> Profile:
         """Measure every kernel on one input.
 
@@ -262,52 +339,6 @@ class CompiledModule:
                 "this module was not made by compile or load_module and cannot be exported"
             )
         self._exporter(Path(path))
-
-    def __repr__(self) -> str:
-        inputs = ", ".join(describe(spec) for spec in self.inputs)
-        outputs = ", ".join(describe(spec) for spec in self.outputs)
-        return f"CompiledModule({inputs} -> {outputs}; {_count(self.threads, 'thread')})"
-
-    def _by_name(self, inputs: Mapping[str, Any]) -> list[Any]:
-        wanted = [spec.name for spec in self.inputs]
-        unknown = [str(name) for name in inputs if name not in wanted]
-        missing = [name for name in wanted if name not in inputs]
-        if unknown or missing:
-            parts = [f"does not know {_quoted(unknown)}"] if unknown else []
-            parts += [f"misses {_quoted(missing)}"] if missing else []
-            raise InputError(f"the model {' and '.join(parts)}; its inputs are {_quoted(wanted)}")
-        return [inputs[name] for name in wanted]
-
-    def _run(self, values: Sequence[Any], instrument: Any = None) -> list[np.ndarray]:
-        if self._refusal is not None:
-            raise TargetError(self._refusal)
-        arrays = [
-            _as_array(spec.name, value) for spec, value in zip(self.inputs, values, strict=True)
-        ]
-        check_inputs(self.inputs, arrays)
-        with self._lock:
-            use_threads(self.threads)
-            operands = [
-                moved(stage.tensor(array), self._device)
-                for stage, array in zip(self._staging, arrays, strict=True)
-            ]
-            if instrument is not None:
-                self._machine["set_instrument"](instrument)
-            try:
-                result = self._main(*operands)
-            except (RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"the model failed on these inputs: {_first_line(error)}"
-                ) from error
-            finally:
-                if instrument is not None:
-                    self._machine["set_instrument"](None)
-            tensors = [moved(tensor, CPU) for tensor in _flatten(result)]
-            fresh = self.manifest.fresh_outputs
-            if len(fresh) != len(tensors):
-                fresh = (False,) * len(tensors)
-            # Copied under the lock: an output may be an input's buffer or the model's constant.
-            return [_hand_out(tensor, own) for tensor, own in zip(tensors, fresh, strict=True)]
 
     def _instrumented(self, arrays: Sequence[Any]) -> list[tuple[str, float]]:
         calls: list[tuple[str, float]] = []
@@ -446,27 +477,52 @@ def load_runtime() -> None:
     LibraryError
         When TVM is not installed, or its runtime cannot be loaded.
     """
-    import tvm_ffi
+    if not _has_runtime():
+        load_runtime_from(find_runtime_folder())
 
-    if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is not None:
+
+def load_runtime_from(folder: Path) -> None:
+    """Load TVM's runtime libraries of a folder, unless there is a runtime already.
+
+    Raises
+    ------
+    LibraryError
+        When one is missing or cannot be loaded.
+    """
+    if _has_runtime():
         return
-    path = _find_runtime()
+    names = [name for name in RUNTIME_LIBRARIES if (folder / name).is_file()]
+    if not names:
+        raise LibraryError(f"TVM's runtime library is not in '{folder}'")
     try:
-        # Global, because a library's code looks its helpers up among the process's symbols.
-        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        for name in names:
+            # Global, because a library's code looks its helpers up among the process's symbols.
+            ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise LibraryError(f"TVM's runtime cannot be loaded: {error}") from None
 
 
-def _find_runtime() -> Path:
+def _has_runtime() -> bool:
+    import tvm_ffi
+
+    return tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is not None
+
+
+def find_runtime_folder() -> Path:
+    """Find the folder that TVM's runtime libraries are in.
+
+    Raises
+    ------
+    LibraryError
+        When TVM is not installed.
+    """
     folders = [Path(os.environ["TVM_LIBRARY_PATH"])] if os.environ.get("TVM_LIBRARY_PATH") else []
     spec = importlib.util.find_spec("tvm")
     for location in (spec.submodule_search_locations or []) if spec else []:
         folders.append(Path(location) / "lib")
     for folder in folders:
-        for name in _RUNTIME_LIBRARIES:
-            if (folder / name).is_file():
-                return folder / name
+        if any((folder / name).is_file() for name in RUNTIME_LIBRARIES):
+            return folder
     raise LibraryError(
         "TVM's runtime library was not found; install it with: pip install apache-tvm"
     )

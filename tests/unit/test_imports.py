@@ -34,7 +34,20 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "panels",
         ),
     ),
-    ("runtime", ("manifest", "thread_pool", "device", "cuda_toolkit", "runtime")),
+    (
+        "runtime",
+        (
+            "manifest",
+            "thread_pool",
+            "device",
+            "cuda_toolkit",
+            "weights",
+            "opening",
+            "package_manifest",
+            "runtime",
+            "packaged",
+        ),
+    ),
     ("truth", ("check", "epilogue_reference", "float64")),
     ("zeros", ("profile", "formats")),
     ("operators", ("ops",)),
@@ -45,7 +58,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("front ends", ("frontends", "inspection", "reference")),
     ("pipeline", ("layout", "pipeline")),
     ("checks", ("verify",)),
-    ("deployment", ("deploy",)),
+    ("deployment", ("deploy", "excerpt", "packaging", "deployment")),
     ("compilation", ("compiler", "plugin", "tuner")),
     ("tools", ("bench", "demo", "zoo", "pruning", "session")),
     ("command line", ("cli", "__main__")),
@@ -69,6 +82,7 @@ WITHOUT_TVM = (
 
 FOLDERS = {
     "tvm_sparse": "tvm_sparse",
+    "deploy": "tvm_sparse.deployment",
     "passes": "tvm_sparse.passes",
     "schedules": "tvm_sparse.schedules",
 }

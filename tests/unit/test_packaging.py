@@ -22,7 +22,7 @@ import tvm_sparse
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
-MAPPED = ("passes", "schedules")
+MAPPED = ("deploy", "passes", "schedules")
 WHEEL = os.environ.get("TVM_SPARSE_WHEEL")
 
 
@@ -74,9 +74,21 @@ def test_names_of_test_files_are_unique_as_they_are_modules_without_a_package() 
     assert sorted(set(names)) == sorted(names)
 
 
-def test_the_type_marker_is_shipped() -> None:
-    assert SETUPTOOLS["package-data"]["tvm_sparse"] == ["py.typed"]
-    assert (Path(tvm_sparse.__file__).parent / "py.typed").is_file()
+def test_what_is_not_python_is_shipped() -> None:
+    assert SETUPTOOLS["package-data"]["tvm_sparse"] == ["py.typed", "weights.c"]
+    for name in SETUPTOOLS["package-data"]["tvm_sparse"]:
+        assert (Path(tvm_sparse.__file__).parent / name).is_file()
+
+
+def test_the_sources_for_cpp_are_shipped() -> None:
+    shipped = Path(importlib.import_module("tvm_sparse.deployment").__path__[0]) / "cpp"
+    names = {path.relative_to(shipped) for path in shipped.rglob("*") if path.is_file()}
+    assert names == {
+        path.relative_to(ROOT / "deploy" / "cpp")
+        for path in (ROOT / "deploy" / "cpp").rglob("*")
+        if path.is_file()
+    }
+    assert Path("example.cpp") in names and Path("tvm_sparse/model.hpp") in names
 
 
 @pytest.mark.parametrize("package", SETUPTOOLS["packages"])

@@ -16,14 +16,19 @@ TARGET = {"kind": "llvm", "mcpu": "x86-64-v2"}
 WEIGHT = np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)
 
 
-def build(function: Any) -> Any:
+def build(function: Any, taken: list[Any] | None = None) -> Any:
+    """Compile a module; with `taken`, its large constants are taken out into that list."""
     import tvm
     from tvm import relax
+    from tvm_sparse.passes.take_out_constants import take_out_constants
 
     target = tvm.target.Target(TARGET)
     module = relax.BlockBuilder()
     function(module)
-    return tvm.compile(module.get(), target, relax_pipeline=relax.get_default_pipeline(target))
+    pipeline = relax.get_default_pipeline(target)
+    if taken is not None:
+        pipeline = tvm.transform.Sequential([pipeline, take_out_constants(taken)])
+    return tvm.compile(module.get(), target, relax_pipeline=pipeline)
 
 
 def manifest(
@@ -142,3 +147,41 @@ def passing_module() -> CompiledModule:
         TensorSpec("turned", (2,), "bool"),
     )
     return wrap_executable(passing_executable(), manifest(specs, outputs))
+
+
+LARGE = np.random.default_rng(1).integers(-9, 10, (96, 64)).astype(np.float32)
+LARGE_BIAS = np.random.default_rng(2).integers(-9, 10, (128, 64)).astype(np.int64)
+
+
+@cache
+def large_executable() -> tuple[Any, tuple[Any, ...]]:
+    """y = (x @ LARGE).astype(int64) + LARGE_BIAS, and the weights that were taken out."""
+    from tvm import relax
+
+    def function(bb: Any) -> None:
+        x = relax.Var("x", relax.TensorType((128, 96), "float32"))
+        with bb.function("main", [x]):
+            with bb.dataflow():
+                product = bb.emit(relax.op.matmul(x, relax.const(LARGE)))
+                whole = bb.emit(relax.op.astype(product, "int64"))
+                bias = relax.const(LARGE_BIAS, "int64")
+                out = bb.emit_output(bb.emit(relax.op.add(whole, bias)))
+            bb.emit_func_output(out)
+
+    taken: list[Any] = []
+    return build(function, taken), tuple(taken)
+
+
+def large_module() -> CompiledModule:
+    executable, weights = large_executable()
+    specs = TensorSpec("x", (128, 96), "float32"), TensorSpec("y", (128, 64), "int64")
+    return wrap_executable(executable, manifest((specs[0],), (specs[1],)), weights=weights)
+
+
+def large_input() -> np.ndarray:
+    return np.random.default_rng(3).integers(-9, 10, (128, 96)).astype(np.float32)
+
+
+def large_output(x: np.ndarray) -> np.ndarray:
+    """Exact: whole numbers, whose sums float32 holds."""
+    return (x @ LARGE).astype(np.int64) + LARGE_BIAS
