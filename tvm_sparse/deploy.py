@@ -108,8 +108,8 @@ def load_module(path: str | os.PathLike[str], threads: int | None = None) -> Com
     import tvm_ffi
 
     try:
-        with _without_chatter():
-            library = tvm_ffi.load_module(str(file))
+        with _without_chatter(), _fresh_name(file) as link:
+            library = tvm_ffi.load_module(str(link))
         return CompiledModule(library, manifest, threads, partial(_copy_library, file))
     except SparseError:
         raise
@@ -184,6 +184,19 @@ def _write_beside(path: Path, write: Callable[[Path, Path], None]) -> None:
 def _telling(lines: list[str]) -> str:
     """Pick the line that names the cause: linkers end with a summary that does not."""
     return next((line for line in lines if "error" in line.lower() and line[-1] != ":"), lines[-1])
+
+
+@contextmanager
+def _fresh_name(file: Path) -> Iterator[Path]:
+    """Link to a file under a name that the loader has not seen.
+
+    It knows libraries by name first: of a file that was replaced since, it would hand out the old
+    one, as long as something of that is alive.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvm-sparse-") as folder:
+        link = Path(folder) / file.name
+        link.symlink_to(file)
+        yield link
 
 
 @contextmanager
