@@ -1,13 +1,14 @@
 """What each form of sparsity costs in accuracy, and what it gives in speed, on real images.
 
-    python benchmarks/accuracy.py train   # half an hour: ONNX files and their accuracies, in build/
+    python benchmarks/accuracy.py train   # twenty minutes: ONNX files and accuracies, in build/
     python benchmarks/accuracy.py time    # some minutes on an idle machine
     python benchmarks/accuracy.py page    # the tables of docs/forms.md, and docs/images/digits.svg
 
 The recipe is that of `tutorials/05_prune_finetune_deploy.py`. `time` compiles every file, sees that
 its answers are still right, and times it on one thread, pinned, interleaved with ONNX Runtime and
 OpenVINO in float32 on the same network without zeros. Cases that are there already are left out by
-`train` and measured again by `time`.
+`train` and measured again by `time`. Training repeats itself to the bit with the same versions and
+number of threads only.
 """
 
 from __future__ import annotations

@@ -267,8 +267,14 @@ def train_dense(network: str, images: Images, epochs: int) -> nn.Module:
 def prune_and_tune(
     network: str, trained: nn.Module, form: Form, images: Images, epochs: int
 ) -> nn.Module:
-    """Prune a copy of a trained network to a form while it goes on learning."""
+    """Prune a copy of a trained network to a form while it goes on learning.
+
+    The dense one goes on learning, too: otherwise forms would be ahead by that.
+    """
     net = copy.deepcopy(trained)
+    if form == DENSE:
+        fit(net, images, epochs, 1e-3)
+        return net
     growth = CubicSchedule(form.zeros, steps=GROWTHS)
     skip = NETWORKS[network][1]
     masks = prune_module(net, form.pattern, scope="layer", skip=skip, schedule=growth)
@@ -383,7 +389,7 @@ def deploy(network: str, form: Form, file: Path, data: Data) -> Outcome:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How many variants of each image there are, and how often all are seen."""
+    """How many variants of each image there are, and how often all are seen for what."""
 
     variants: int
     epochs: int
@@ -409,9 +415,7 @@ def outcomes(
     """Train a network, bring copies of it to the forms, and deploy them one by one."""
     trained = train_dense(network, data.train, recipe.epochs)
     for form in forms:
-        net = trained
-        if form != DENSE:
-            net = prune_and_tune(network, trained, form, data.train, recipe.tuning_epochs)
+        net = prune_and_tune(network, trained, form, data.train, recipe.tuning_epochs)
         file = onnx_file(folder, network, form)
         export_onnx(net, form, file)
         yield deploy(network, form, file, data)
