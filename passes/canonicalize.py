@@ -41,6 +41,7 @@ from .drop_no_ops import drop_no_ops
 from .flatten_main import flatten_main
 from .fold_batch_norm import fold_batch_norm
 from .fold_weight_transforms import fold_weight_transforms
+from .follow_axes import follow_axes
 from .lift_weights import is_weight_constant, lift_weights
 from .mend_expand import mend_expand
 from .narrow_pooling import narrow_pooling
@@ -72,7 +73,9 @@ PASSES: tuple[Callable[[Model], Model], ...] = (
     fold_weight_transforms,
     drop_no_ops,
     simplify_softmax,
+    follow_axes,
     sink_reshapes,
+    follow_axes,
     recognize_layer_norm,
     recognize_rms_norm,
     recognize_gelu,

@@ -1,8 +1,9 @@
-"""Move reshapes that merge leading dimensions behind the matmul and what follows it.
+"""Move what rearranges rows behind the matmul and what follows it.
 
 PyTorch writes a linear layer on (B, S, K) as reshape to (B*S, K), matmul, add, reshape to
-(B, S, M); in between, a residual add or an activation cannot be seen together with its matmul. The
-product does not care: the reshape goes down until it meets its inverse.
+(B, S, M); in between, a residual add or an activation cannot be seen together with its matmul. Its
+attention brings the sequence in front of the batch before, and back behind. The product does not
+care: the reshape, or the exchange of batch and sequence, goes down until it meets its inverse.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tvm
 from tvm import relax
 
 from ..model import Model
-from .rewrite_main import MainRewriter, call_of, shape_of
+from .rewrite_main import MainRewriter, call_of, first_of_slice, shape_of
 
 _UNARY = (
     "nn.relu",
@@ -33,24 +34,39 @@ _BINARY = ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power
 
 
 def sink_reshapes(model: Model) -> Model:
-    """Rewrite ``f(reshape(x))`` to ``reshape(f(x))`` where `f` keeps the rows apart."""
+    """Rewrite ``f(move(x))`` to ``move(f(x))`` where `f` keeps the rows apart."""
     return MainRewriter(model).run(_sink)
 
 
 def _sink(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
     if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op) or not expr.args:
         return None
-    source = _before_reshape(rewriter, expr.args[0])
     dims = shape_of(var)
-    if source is None or dims is None:
+    if dims is None:
         return None
-    if call_of(expr, "reshape"):
+    source = _before_reshape(rewriter, expr.args[0])
+    if source is not None and call_of(expr, "reshape"):
         merged = relax.op.reshape(source, expr.args[1])
         return source if _same_dims(shape_of(source), shape_of(var)) else merged
-    if not _keeps_rows(rewriter, expr):
-        return None
+    if source is not None and _keeps_rows(rewriter, expr):
+        return relax.op.reshape(_moved(rewriter, var, expr, source), list(dims))
+    turned = _before_turn(rewriter, expr.args[0])
+    if turned is not None and (_keeps_rows(rewriter, expr) or _cuts_features(var, expr)):
+        source, axes = turned
+        return relax.op.permute_dims(_moved(rewriter, var, expr, source), axes)
+    return None
+
+
+def _moved(rewriter: MainRewriter, var: Any, expr: Any, source: Any) -> Any:
+    """Emit `expr` on `source`, and what is found there behind it again."""
     moved = relax.Call(expr.op, [source, *expr.args[1:]], expr.attrs, expr.ty_args)
-    return relax.op.reshape(rewriter.emit(moved, var.name), list(dims))
+    emitted = rewriter.emit(moved, var.name)
+    sunk = _sink(rewriter, emitted, moved)
+    return emitted if sunk is None else rewriter.emit(sunk, var.name)
+
+
+def _cuts_features(var: Any, expr: Any) -> bool:
+    return first_of_slice(var, expr) is not None
 
 
 def _before_reshape(rewriter: MainRewriter, leaf: Any) -> Any:
@@ -62,6 +78,19 @@ def _before_reshape(rewriter: MainRewriter, leaf: Any) -> Any:
     if not before or not after or len(before) < 2 or len(after) < 2:
         return None
     return call.args[0] if _same_dims(before[-1:], after[-1:]) else None
+
+
+def _before_turn(rewriter: MainRewriter, leaf: Any) -> tuple[Any, list[int]] | None:
+    """Return what `leaf` was before its first two of three dimensions were exchanged, and the axes.
+
+    Those are a batch and a sequence; four are heads, which attention wants where they are.
+    """
+    call = rewriter.lookup(leaf)
+    if not call_of(call, "permute_dims") or call.attrs.axes is None:
+        return None
+    rank = len(call.attrs.axes)
+    axes = [int(axis) % rank for axis in call.attrs.axes]
+    return (call.args[0], axes) if axes == [1, 0, 2] else None
 
 
 def _keeps_rows(rewriter: MainRewriter, expr: Any) -> bool:

@@ -106,6 +106,49 @@ def attention(style="divided", mask="none", **sizes):
     return g.finish(g.op("MatMul", shares, value))
 
 
+def stacked_attention(**sizes):
+    """Build one layer as PyTorch exports `nn.MultiheadAttention(batch_first=True)`.
+
+    The sequence comes before the batch; queries, keys and values are stacked on an axis that is
+    selected from, and heads are split with the batch.
+    """
+    g = Layer(**sizes)
+    width, batch, tokens = g.heads * g.depth, g.batch, g.tokens
+    turned = g.op("Transpose", "x", perm=[1, 0, 2])
+    stacked = g.op(
+        "Reshape",
+        g.linear(turned, width, 3 * width),
+        g.constant([tokens, batch, 3, width], np.int64),
+    )
+    stacked = g.op("Unsqueeze", stacked, g.constant([0], np.int64))
+    stacked = g.op("Transpose", stacked, perm=[3, 1, 2, 0, 4])
+    stacked = g.op("Squeeze", stacked, g.constant([-2], np.int64))
+    query, key, value = (_of_stack(g, stacked, index) for index in range(3))
+    key = g.op("Transpose", key, perm=[0, 2, 1])
+    four = g.constant([batch, g.heads, g.depth, tokens], np.int64)
+    scale = float(g.depth) ** -0.25
+    query = g.op("Mul", _four(g, query), g.constant(scale))
+    scores = g.op("MatMul", query, g.op("Mul", g.op("Reshape", key, four), g.constant(scale)))
+    context = g.op("MatMul", g.op("Softmax", scores, axis=-1), _four(g, value))
+    context = g.op("Transpose", context, perm=[2, 0, 1, 3])
+    flat = g.op("Reshape", context, g.constant([tokens * batch, width], np.int64))
+    result = g.linear(flat, width, width)
+    result = g.op("Reshape", result, g.constant([tokens, batch, width], np.int64))
+    result = g.op("Transpose", result, perm=[1, 0, 2])
+    g.nodes.append(helper.make_node("Identity", [result], ["y"]))
+    return g.proto()
+
+
+def _of_stack(g, stacked, index):
+    selected = g.op("Gather", stacked, g.constant(index, np.int64), axis=0)
+    together = g.constant([g.tokens, g.batch * g.heads, g.depth], np.int64)
+    return g.op("Transpose", g.op("Reshape", selected, together), perm=[1, 0, 2])
+
+
+def _four(g, value):
+    return g.op("Reshape", value, g.constant([g.batch, g.heads, g.tokens, g.depth], np.int64))
+
+
 def _mask(g, kind, scores):
     t = g.tokens
     if kind == "causal":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from attention_models import Layer, attention
+from attention_models import Layer, attention, stacked_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layout_support import MACHINE, TARGET, agrees, kernels_of
@@ -96,6 +96,13 @@ STYLES = ["divided", "multiplied", "both scaled", "turned twice"]
 @pytest.mark.parametrize("style", STYLES)
 def test_attention_is_found_however_it_is_written(style):
     assert "attention_panels" in agrees(attention(style, "keys"))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_attention_is_found_as_pytorch_stacks_it(batch):
+    kernels = agrees(stacked_attention(batch=batch, tokens=32))
+    assert "attention_panels" in kernels
+    assert not any("permute" in kernel for kernel in kernels)
 
 
 @pytest.mark.parametrize(
