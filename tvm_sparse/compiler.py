@@ -22,6 +22,7 @@ from .cpu_features import machine_identity, missing_features, required_features
 from .cuda_toolkit import gpu_here, machine_code, runs_on
 from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
+from .layer_details import LayerDetails, shown_config
 from .manifest import Manifest
 from .model import Model
 from .ops import WeightSite
@@ -37,6 +38,7 @@ from .records import RecordFile, read_records, weight_digest
 from .report import LayerReport, Report
 from .runtime import CompiledModule
 from .schedules.base import matrix_view
+from .schedules.roofline import ceilings
 from .targets import CudaMachine, Machine, TargetLike, machine_of, resolve_target, target_data
 from .tuning.book import RecordBook, history_of
 from .verify import verify
@@ -178,7 +180,9 @@ def compile(
         replace(fused, site=with_threads(fused.site, machine)) for fused in collect_weights(model)
     ]
     lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
-    report = _report(model, sites, the_plan, lowered, machine, book)
+    # With its clock and prices as measured, which kernels do not depend on.
+    priced = planned_machine(resolved, machine.threads)
+    report = _report(model, sites, the_plan, lowered, priced, book)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
     module = wrap_executable(executable, manifest, machine.threads)
     if check and module.refusal is None:
@@ -190,8 +194,9 @@ def compile(
         )
     totals = {**report.totals, "compile_seconds": round(time.perf_counter() - started, 2)}
     report = replace(report, totals=totals)
+    exported = replace(manifest, report=json.loads(report.without_pictures().to_json()))
     manifest = replace(manifest, report=json.loads(report.to_json()))
-    return module.described_by(manifest, partial(export, executable, manifest))
+    return module.described_by(manifest, partial(export, executable, exported))
 
 
 def build(
@@ -376,30 +381,32 @@ def _report(
     book: RecordBook | None,
 ) -> Report:
     layers = []
+    details = LayerDetails(model, sites, lowered, machine)
     for fused_site in sites:
         site = fused_site.site
         decision = the_plan.decision(site.name)
-        layer = _layer(model, site, profile_site(model, site))
-        layers.append(
-            replace(
-                layer,
-                format=decision.format if decision.is_sparse else "dense",
-                kernel=decision.kernel,
-                config=_reported_config(site, decision, lowered.calls.get(site.binding)),
-                source=decision.source,
-                reason=decision.reason,
-                expected_us=decision.expected_us,
-                dense_us=decision.dense_us,
-                bytes_packed=lowered.packed_bytes.get(site.name, layer.bytes_dense),
-                history=_history(model, site, book),
-            )
+        profile = profile_site(model, site)
+        layer = _layer(model, site, profile)
+        layer = replace(
+            layer,
+            format=decision.format if decision.is_sparse else "dense",
+            kernel=decision.kernel,
+            config=_reported_config(site, decision, lowered.calls.get(site.binding)),
+            source=decision.source,
+            reason=decision.reason,
+            expected_us=decision.expected_us,
+            dense_us=decision.dense_us,
+            bytes_packed=lowered.packed_bytes.get(site.name, layer.bytes_dense),
+            history=_history(model, site, book),
         )
+        layers.append(details.add(layer, site, decision, profile))
     return Report(
         model.source,
         target=machine.name,
         threads=machine.threads,
         layers=tuple(layers),
         notes=tuple(model.notes),
+        ceilings=ceilings(machine),
     )
 
 
@@ -419,11 +426,6 @@ def _reported_config(
     if call is not None and call.panels is not None:
         config["layout"] = "panels"
     return config
-
-
-def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a configuration what nobody reads: a schedule's steps are in the plan."""
-    return {key: value for key, value in config.items() if key != "trace"}
 
 
 def _checked(

@@ -16,10 +16,11 @@ import numpy as np
 import tvm
 
 from .calibration import planned_machine
-from .compiler import gpu_identity, load_model, profile_site, shown_config, with_threads
+from .compiler import gpu_identity, load_model, profile_site, with_threads
 from .cpu_features import machine_identity, missing_features, processor_name, required_features
 from .cuda_toolkit import gpu_here, runs_on
 from .errors import TuningError
+from .layer_details import shown_config
 from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights

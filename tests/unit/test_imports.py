@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("passes", ("passes",)),
     ("front ends", ("frontends", "inspection", "reference")),
     ("pipeline", ("layout", "pipeline")),
-    ("checks", ("verify",)),
+    ("checks", ("verify", "layer_details")),
     ("deployment", ("deploy",)),
     ("compilation", ("compiler", "plugin", "tuner")),
     ("tools", ("bench", "demo", "zoo", "pruning")),
