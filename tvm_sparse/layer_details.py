@@ -27,6 +27,11 @@ MOST_CELLS = 128 * 128
 ALL_CELLS = 3 << 20
 
 
+def most_cells(layers: int) -> int:
+    """Tell how many cells each picture of a model with so many layers may have."""
+    return max(1, min(MOST_CELLS, ALL_CELLS // max(1, 2 * layers)))
+
+
 class LayerDetails:
     """Completes the reports of one model's layers.
 
@@ -43,7 +48,7 @@ class LayerDetails:
     ) -> None:
         self.model, self.lowered, self.machine = model, lowered, machine
         self.sites = {fused.site.binding: fused.site for fused in sites}
-        self.most_cells = max(1, min(MOST_CELLS, ALL_CELLS // max(1, 2 * len(sites))))
+        self.most_cells = most_cells(len(sites))
         # Layers that are packed as one share a picture.
         self._packed: dict[tuple[str, ...], Spy] = {}
 
