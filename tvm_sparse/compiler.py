@@ -107,13 +107,37 @@ def plan(
     model = load_model(source, shapes)
     resolved = resolve_target(target)
     book = record_book(records, resolved)
-    machine = planned_machine(resolved, threads)
+    return _planned(_Profiles(model), resolved, book, threads, force, forbid)
+
+
+class _Profiles:
+    """The profiles of a model's weights, each made once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._known: dict[str, SparsityProfile] = {}
+
+    def of(self, site: WeightSite) -> SparsityProfile:
+        if site.name not in self._known:
+            self._known[site.name] = profile_site(self.model, site)
+        return self._known[site.name]
+
+
+def _planned(
+    profiles: _Profiles,
+    target: Any,
+    book: RecordBook | None,
+    threads: int | None,
+    force: Mapping[str, str] | None = None,
+    forbid: Sequence[str] = (),
+) -> Plan:
+    model, machine = profiles.model, planned_machine(target, threads)
     sites = [with_threads(fused.site, machine) for fused in collect_weights(model)]
     check_patterns([*(force or {}), *forbid], [site.name for site in sites])
     decisions = [
         decide(
             site,
-            profile_site(model, site),
+            profiles.of(site),
             machine,
             force=force,
             forbid=forbid,
@@ -122,7 +146,7 @@ def plan(
         )
         for site in sites
     ]
-    return Plan(target_data(resolved), machine.threads, model.digest(), tuple(decisions))
+    return Plan(target_data(target), machine.threads, model.digest(), tuple(decisions))
 
 
 def compile(
@@ -170,11 +194,14 @@ def compile(
         model = load_model(source, shapes)
     resolved = resolve_target(target)
     records = open_records(records)
-    book = record_book(records, resolved)
+    book, profiles = record_book(records, resolved), _Profiles(model)
     given = _read_plan(plan)
     if given is not None:
         _check_plan(given, model, resolved)
-    the_plan = given or _plan_for(model, resolved, threads, records, progress)
+        the_plan = given
+    else:
+        with progress.phase("plan"):
+            the_plan = _planned(profiles, resolved, book, threads)
     machine = machine_of(resolved, the_plan.threads if threads is None else threads)
     sites = [
         replace(fused, site=with_threads(fused.site, machine)) for fused in collect_weights(model)
@@ -182,7 +209,7 @@ def compile(
     lowered, executable = _build(model, sites, the_plan, machine, resolved, progress)
     # With its clock and prices as measured, which kernels do not depend on.
     priced = planned_machine(resolved, machine.threads)
-    report = _report(model, sites, the_plan, lowered, priced, book)
+    report = _report(profiles, sites, the_plan, lowered, priced, book)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
     module = wrap_executable(executable, manifest, machine.threads)
     if check and module.refusal is None:
@@ -324,13 +351,6 @@ def _read_plan(source: Plan | str | None) -> Plan | None:
     return source if source is None or isinstance(source, Plan) else Plan.from_json(source)
 
 
-def _plan_for(
-    model: Model, target: Any, threads: int | None, records: Records, progress: Progress
-) -> Plan:
-    with progress.phase("plan"):
-        return plan(model, target, records, threads=threads)
-
-
 def _check_plan(the_plan: Plan, model: Model, target: Any) -> None:
     if the_plan.digest != model.digest():
         raise PlanError("the plan was made for another model: its weights differ from these")
@@ -373,19 +393,19 @@ def _build(
 
 
 def _report(
-    model: Model,
+    profiles: _Profiles,
     sites: Sequence[FusedSite],
     the_plan: Plan,
     lowered: Lowered,
     machine: Machine,
     book: RecordBook | None,
 ) -> Report:
-    layers = []
+    model, layers = profiles.model, []
     details = LayerDetails(model, sites, lowered, machine)
     for fused_site in sites:
         site = fused_site.site
         decision = the_plan.decision(site.name)
-        profile = profile_site(model, site)
+        profile = profiles.of(site)
         layer = _layer(model, site, profile)
         layer = replace(
             layer,

@@ -48,24 +48,24 @@ class PackedOrder:
         tuple of numpy.ndarray
             Slots and places of nonzeros: 0 <= slot < slots, 0 <= place < K.
         """
-        columns = weight.shape[1]
+        filled, columns = weight != 0, weight.shape[1]
         if len(self.rows) == 1:
-            yield from self._in_columns(weight, 0, columns)
+            yield from self._in_columns(filled, 0, columns)
             return
         for number, first in enumerate(range(0, columns, self.block)):
-            yield from self._in_columns(weight[:, first : first + self.block], number, columns)
+            yield from self._in_columns(filled[:, first : first + self.block], number, columns)
 
     def _in_columns(
-        self, weight: np.ndarray, number: int, all_columns: int
+        self, filled: np.ndarray, number: int, all_columns: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Find the nonzeros of columns that share an order of rows, the `number`th."""
         order, first = self.rows[number], number * self.block if len(self.rows) > 1 else 0
-        rows, columns = weight.shape
+        rows, columns = filled.shape
         together = min(self.together, len(order))
         step = max(1, _AT_ONCE // max(1, columns) // together) * together
         for begin in range(0, len(order), step):
             slots = order[begin : begin + step]
-            taken = weight[np.minimum(slots, rows - 1)] != 0
+            taken = filled[np.minimum(slots, rows - 1)]
             taken[slots >= rows] = False
             slot, column = np.nonzero(taken)
             place = self._places(taken, together)[slot // together, column]
