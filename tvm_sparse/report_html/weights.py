@@ -13,7 +13,7 @@ from .text import breakable, escape, is_time, microseconds, settings, shape
 from .times import if_dense
 
 # Small pictures are enlarged by whole pixels up to this.
-_LARGE = 320
+_LARGE = 480
 
 
 def weights(report: Report) -> str:
@@ -40,7 +40,7 @@ def weights(report: Report) -> str:
 
 _PICTURES_MEAN = (
     "<p>A picture shows a weight's nonzeros, output features downwards: the denser a cell, the "
-    "darker. In packed order, rows stand as the kernel takes them, and columns that a panel of "
+    "stronger its colour. In packed order, rows stand as the kernel takes them, and columns that a panel of "
     "rows does not need are left out of their block.</p>"
 )
 
@@ -107,7 +107,7 @@ def _pictures(layer: LayerReport) -> str:
 
 def _figure(layer: LayerReport, picture: Spy, caption: str) -> str:
     scale = max(1, _LARGE // max(picture.height, picture.width))
-    densest = f"the darkest cell is {format_percent(picture.densest)} nonzero"
+    densest = f"the densest cell is {format_percent(picture.densest)} nonzero"
     alt = escape(f"Nonzeros of {layer.name}, {caption}; {densest}.")
     return (
         f"<figure><figcaption>{escape(caption)}</figcaption>\n"
