@@ -79,9 +79,10 @@ class PackedOrder:
         groups = -(-slots // together)
         held = np.zeros((groups * together, padded), bool)
         held[:slots, :columns] = taken
-        held = held.reshape(groups, together, -1, block // self.run, self.run).any(axis=(1, 4))
-        rank = np.cumsum(held, axis=2, dtype=np.int32) - held
-        rank += (np.arange(held.shape[1], dtype=np.int32) * (block // self.run))[:, None]
+        cut = held.reshape(groups, together, -1, block // self.run, self.run)
+        units = np.any(cut, axis=(1, 4))
+        rank = np.cumsum(units, axis=2, dtype=np.int32) - units
+        rank += (np.arange(units.shape[1], dtype=np.int32) * (block // self.run))[:, None]
         places = rank[..., None] * self.run + np.arange(self.run, dtype=np.int32)
         return places.reshape(groups, padded)
 

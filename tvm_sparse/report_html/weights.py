@@ -40,8 +40,8 @@ def weights(report: Report) -> str:
 
 _PICTURES_MEAN = (
     "<p>A picture shows a weight's nonzeros, output features downwards: the denser a cell, the "
-    "stronger its colour. In packed order, rows stand as the kernel takes them, and columns that a panel of "
-    "rows does not need are left out of their block.</p>"
+    "stronger its colour. In packed order, rows stand as the kernel takes them, and columns that a "
+    "panel of rows does not need are left out of their block.</p>"
 )
 
 
