@@ -477,6 +477,11 @@ def test_candidates_have_their_times_and_refusals_their_reasons() -> None:
     ]
 
 
+def test_candidates_of_a_tuned_layer_are_held_against_its_measured_one() -> None:
+    part = part_of(page(replace(DETAILED, expected_us=None, measured_us=98.25)), 0)
+    assert "chosen" in part and "2.00x faster" in part
+
+
 def test_the_weight_that_takes_longest_is_open() -> None:
     found = page(DENSE, DETAILED)
     assert 'id="weight-1" open>' in found.text and 'id="weight-0">' in found.text

@@ -154,12 +154,19 @@ def _tried(layer: LayerReport, tried: Tried) -> str:
         f'<tr class="{"chosen" if chosen else "tried"}"><th scope="row">{escape(tried.format)}</th>'
         f'<td class="long">{escape(kernel)}</td><td class="number">{us}</td>'
         f"<td>{'measured' if tried.measured else 'expected'}</td>"
-        f"<td>{'chosen' if chosen else _against(tried.us, layer.expected_us)}</td></tr>\n"
+        f"<td>{'chosen' if chosen else _against(tried.us, _chosen_us(layer))}</td></tr>\n"
     )
 
 
 def _kernel(name: str, config: Mapping[str, Any]) -> str:
     return f"{name}: {settings(config)}" if config else name
+
+
+def _chosen_us(layer: LayerReport) -> float | None:
+    """Return the time that others are held against: of a kind with theirs."""
+    if layer.expected_us is not None:
+        return layer.expected_us
+    return next((tried.us for tried in layer.candidates if tried.kernel == layer.kernel), None)
 
 
 def _against(us: float, chosen: float | None) -> str:
