@@ -14,7 +14,7 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-forms bench-tuning \
+.PHONY: demo test lint wheel wheel-job test-slow test-torch test-browser bench bench-kernels bench-forms bench-tuning \
 	bench-cuda docs clean help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make lint        ruff, formatting and mypy only"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
+	@echo "make test-browser  the tests that look at the report in a browser"
 	@echo "make docs        these pages as a site, in build/docs"
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
@@ -88,6 +89,11 @@ docs: $(DOCS)/ready
 	rm -rf build/docs
 	$(DOCS)/bin/sphinx-build --fail-on-warning --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
+
+# Needs a Chromium: apt-get install chromium, or its path as TVM_SPARSE_BROWSER.
+test-browser: $(TEST)/ready
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[browser]'
+	$(TEST)/bin/pytest tests/browser
 
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
 bench: $(TEST)/ready
