@@ -14,8 +14,8 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch test-browser bench bench-kernels bench-forms bench-tuning \
-	bench-cuda docs clean help
+.PHONY: demo test lint wheel wheel-job test-slow test-torch test-browser docs bench bench-kernels \
+	bench-forms bench-tuning bench-cuda clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
