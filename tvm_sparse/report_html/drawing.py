@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .text import escape
@@ -38,6 +39,43 @@ class LogScale:
         """Return the place of a value."""
         linear = Scale(math.log(self.low), math.log(self.high), self.start, self.end)
         return linear(math.log(value))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plot's frame within its picture; the room around it is for what is written.
+
+    `gap` is what more room large writing needs above the frame, and below.
+    """
+
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    gap: int = 0
+
+    def rows(self, ticks: Sequence[float], y: Callable[[float], float], unit: str) -> list[str]:
+        """Draw the vertical axis: a line and a number for each tick, and the unit above."""
+        parts = [f'<path class="axis" d="M{self.left} {self.top}V{self.bottom}H{self.right}"/>']
+        for tick in ticks:
+            parts.append(f'<path class="grid" d="M{self.left} {y(tick):.1f}H{self.right}"/>')
+            parts.append(label(self.left - 6, y(tick) + 4, f"{tick:,.10g}", "end"))
+        return [*parts, label(self.left - 6, self.top - 8 - self.gap, unit, "end")]
+
+    def columns(self, ticks: Sequence[float], x: Callable[[float], float], name: str) -> list[str]:
+        """Draw what stands below the horizontal axis: ticks, their numbers, and its name."""
+        parts = []
+        for tick in ticks:
+            parts.append(f'<path class="axis" d="M{x(tick):.1f} {self.bottom}v4"/>')
+            parts.append(label(x(tick), self.bottom + 17 + self.gap / 2, f"{tick:,.10g}", "middle"))
+        return [*parts, label((self.left + self.right) / 2, self.height - 6, name, "middle")]
+
+    def picture(self, title: str, parts: Sequence[str]) -> str:
+        """Put a drawing together; its title is for those who cannot see it."""
+        drawing = "\n".join([f"<title>{escape(title)}</title>", *parts])
+        return f'<svg viewBox="0 0 {self.width} {self.height}" role="img">\n{drawing}\n</svg>'
 
 
 def label(x: float, y: float, text: str, anchor: str, kind: str = "label") -> str:

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..report import Ceilings, LayerReport, Report
-from .drawing import LogScale, label, log_ticks
+from .drawing import Frame, LogScale, label, log_ticks
 from .table import gflops
 from .text import escape, is_time
 from .times import shade
 
-_WIDTH, _HEIGHT = 560, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 540, 40, 286
+_FRAME = Frame(width=560, height=340, left=76, right=540, top=40, bottom=286, gap=8)
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,13 @@ def _point(layer: LayerReport) -> _Point | None:
 def _plot(points: Sequence[_Point], top: Ceilings) -> str:
     ridge = top.gflops / top.memory_gbytes
     roofs = [top.gflops] + [top.tensor_gflops] * bool(top.tensor_gflops)
-    x = _scale([ridge, *(p.intensity for p in points)], _LEFT, _RIGHT)
-    y = _scale([*(p.gflops for p in points), *(r for r in roofs if r)], _BOTTOM, _TOP)
-    parts = [*_axes(x, y), *_roof(x, y, top.gflops, top.memory_gbytes, "multiply-adds")]
+    x = _scale([ridge, *(p.intensity for p in points)], _FRAME.left, _FRAME.right)
+    y = _scale([*(p.gflops for p in points), *(r for r in roofs if r)], _FRAME.bottom, _FRAME.top)
+    parts = [
+        *_FRAME.rows(log_ticks(y.low, y.high), y, "GFLOP/s"),
+        *_FRAME.columns(_sparse_ticks(log_ticks(x.low, x.high)), x, "operations a byte"),
+        *_roof(x, y, top.gflops, top.memory_gbytes, "multiply-adds"),
+    ]
     if top.tensor_gflops:
         parts += _roof(x, y, top.tensor_gflops, top.memory_gbytes, "tensor cores")
     for point in points:
@@ -77,27 +80,12 @@ def _plot(points: Sequence[_Point], top: Ceilings) -> str:
             f'cy="{y(point.gflops):.1f}" r="4.5"><title>{escape(title)}</title></circle>'
         )
     title = f"Roofline of {len(points)} layers below {top.gflops:,.0f} GFLOP/s"
-    drawing = "\n".join([f"<title>{title}</title>", *parts])
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">\n{drawing}\n</svg>'
+    return _FRAME.picture(title, parts)
 
 
 def _scale(values: Sequence[float], start: float, end: float) -> LogScale:
     """Cover the values, with some room around them."""
     return LogScale(min(values) / 2, max(values) * 2, start, end)
-
-
-def _axes(x: LogScale, y: LogScale) -> list[str]:
-    parts = []
-    for tick in log_ticks(y.low, y.high):
-        parts.append(f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{_RIGHT}"/>')
-        parts.append(label(_LEFT - 6, y(tick) + 4, f"{tick:,.10g}", "end"))
-    for tick in _sparse_ticks(log_ticks(x.low, x.high)):
-        parts.append(f'<path class="axis" d="M{x(tick):.1f} {_BOTTOM}v4"/>')
-        parts.append(label(x(tick), _BOTTOM + 20, f"{tick:,.10g}", "middle"))
-    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>')
-    parts.append(label(_LEFT - 6, _TOP - 20, "GFLOP/s", "middle"))
-    parts.append(label((_LEFT + _RIGHT) / 2, _HEIGHT - 8, "operations a byte", "middle"))
-    return parts
 
 
 def _sparse_ticks(ticks: list[float]) -> list[float]:
@@ -109,10 +97,9 @@ def _roof(x: LogScale, y: LogScale, gflops: float, gbytes: float, name: str) -> 
     """Draw the slope up to the ridge, and the flat part behind it."""
     start = max(x.low, y.low / gbytes)
     ridge = min(gflops / gbytes, x.high)
-    path = (
-        f"M{x(start):.1f} {y(start * gbytes):.1f}L{x(ridge):.1f} {y(ridge * gbytes):.1f}H{_RIGHT}"
-    )
+    begin, bend = (x(start), y(start * gbytes)), (x(ridge), y(ridge * gbytes))
+    path = f"M{begin[0]:.1f} {begin[1]:.1f}L{bend[0]:.1f} {bend[1]:.1f}H{_FRAME.right}"
     return [
         f'<path class="roof" d="{path}"/>',
-        label(_RIGHT - 4, y(ridge * gbytes) - 6, name, "end", "value"),
+        label(_FRAME.right - 4, bend[1] - 6, name, "end", "value"),
     ]

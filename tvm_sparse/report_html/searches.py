@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from ..report import LayerReport, Report
-from .drawing import LogScale, Scale, apart, label, log_ticks, whole_ticks
+from .drawing import Frame, LogScale, Scale, apart, label, log_ticks, whole_ticks
 from .text import breakable, count, escape, is_time, microseconds
 
 
@@ -54,9 +54,7 @@ def _outcome(layer: LayerReport, points: Sequence[tuple[int, float]]) -> str:
     return text
 
 
-# The plot's frame within its picture; the room around it is for what is written.
-_WIDTH, _HEIGHT = 320, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 266, 20, 152
+_FRAME = Frame(width=320, height=190, left=46, right=266, top=20, bottom=152)
 
 
 def _plot(layer: LayerReport, points: Sequence[tuple[int, float]]) -> str:
@@ -64,40 +62,22 @@ def _plot(layer: LayerReport, points: Sequence[tuple[int, float]]) -> str:
     dense = layer.dense_us if is_time(layer.dense_us) and layer.dense_us else None
     times = [us for _, us in points] + ([dense] if dense else [])
     low, high = min(times) / 1.08, max(times) * 1.08
-    x = Scale(first, max(last, first + 1), _LEFT, _RIGHT)
-    y = LogScale(low, high, _BOTTOM, _TOP)
-
+    x = Scale(first, max(last, first + 1), _FRAME.left, _FRAME.right)
+    y = LogScale(low, high, _FRAME.bottom, _FRAME.top)
     title = f"{layer.name}: {_outcome(layer, points)}"
-    parts = _axes(log_ticks(low, high), whole_ticks(x.low, x.high), x, y)
+    parts = [
+        *_FRAME.rows(log_ticks(low, high), y, "us"),
+        *_FRAME.columns(whole_ticks(x.low, x.high), x, "trial"),
+    ]
     end_at = y(end)
     if dense:
         dense_at, end_at = apart(y(dense), end_at)
-        parts.append(f'<path class="dense" d="M{_LEFT} {y(dense):.1f}H{_RIGHT}"/>')
-        parts.append(label(_RIGHT + 7, dense_at + 4, "dense", "start"))
+        parts.append(f'<path class="dense" d="M{_FRAME.left} {y(dense):.1f}H{_FRAME.right}"/>')
+        parts.append(label(_FRAME.right + 7, dense_at + 4, "dense", "start"))
     parts.append(f'<path class="line" d="{_steps(points, x, y)}"/>')
     parts.append(f'<circle class="end" cx="{x(last):.1f}" cy="{y(end):.1f}" r="3"/>')
-    parts.append(label(_RIGHT + 7, end_at + 4, f"{end:,.1f}", "start", "value"))
-    drawing = "\n".join([f"<title>{escape(title)}</title>", *parts])
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">\n{drawing}\n</svg>'
-
-
-def _axes(
-    times: Sequence[float],
-    trials: Sequence[float],
-    x: Callable[[float], float],
-    y: Callable[[float], float],
-) -> list[str]:
-    parts = []
-    for tick in times:
-        parts.append(f'<path class="grid" d="M{_LEFT} {y(tick):.1f}H{_RIGHT}"/>')
-        parts.append(label(_LEFT - 6, y(tick) + 4, f"{tick:,.10g}", "end"))
-    for tick in trials:
-        parts.append(f'<path class="axis" d="M{x(tick):.1f} {_BOTTOM}v4"/>')
-        parts.append(label(x(tick), _BOTTOM + 17, f"{tick:,.10g}", "middle"))
-    parts.append(f'<path class="axis" d="M{_LEFT} {_TOP}V{_BOTTOM}H{_RIGHT}"/>')
-    parts.append(label(_LEFT - 6, _TOP - 8, "us", "end"))
-    parts.append(label((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "trial", "middle"))
-    return parts
+    parts.append(label(_FRAME.right + 7, end_at + 4, f"{end:,.1f}", "start", "value"))
+    return _FRAME.picture(title, parts)
 
 
 def _steps(
