@@ -6,6 +6,7 @@ PIP_FLAGS ?= --disable-pip-version-check --no-input --quiet
 
 DEMO := .venv-demo
 TEST := .venv-test
+DOCS := .venv-docs
 WHEEL := build/wheel-job
 # setuptools packs whatever an earlier build left there, deleted modules too.
 STALE := build/lib build/bdist.*
@@ -13,8 +14,8 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-forms bench-tuning \
-	bench-cuda clean help
+.PHONY: demo test lint wheel wheel-job test-slow test-torch test-browser docs bench bench-kernels \
+	bench-forms bench-tuning bench-cuda clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
@@ -22,6 +23,8 @@ help:
 	@echo "make lint        ruff, formatting and mypy only"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
+	@echo "make test-browser  the tests that look at the report in a browser"
+	@echo "make docs        these pages as a site, in build/docs"
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
 	@echo "make bench-forms  measure every form of sparsity; and its accuracy; rewrites docs/forms.md"
@@ -76,6 +79,22 @@ test-torch: $(TEST)/ready
 	$(TEST)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 -e '.[tutorials]'
 	$(TEST)/bin/pytest -n 2 -m torch
 
+# Warnings are errors: a link that leads nowhere, a docstring that cannot be read.
+$(DOCS)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install $(PIP_FLAGS) -e '.[docs]'
+	touch $@
+
+docs: $(DOCS)/ready
+	rm -rf build/docs
+	$(DOCS)/bin/sphinx-build --fail-on-warning --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+# Needs a Chromium: apt-get install chromium, or its path as TVM_SPARSE_BROWSER.
+test-browser: $(TEST)/ready
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[browser]'
+	$(TEST)/bin/pytest tests/browser
+
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
 bench: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/networks.py
@@ -115,5 +134,5 @@ bench-cuda: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/cuda.py run build/bench-cuda --asked
 
 clean:
-	rm -rf $(DEMO) $(TEST) build dist benchmarks/bars/build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(DEMO) $(TEST) $(DOCS) docs/tutorials build dist benchmarks/bars/build *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -24,6 +24,7 @@ from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
 from .frontends.tensor_files import is_checkpoint
 from .inspection import inspect_checkpoint
+from .layer_details import LayerDetails, shown_config
 from .manifest import Manifest
 from .model import Model
 from .ops import WeightSite
@@ -40,6 +41,7 @@ from .records import RecordFile, read_records, weight_digest
 from .report import LayerReport, Report
 from .runtime import CompiledModule
 from .schedules.base import matrix_view
+from .schedules.roofline import ceilings
 from .targets import CudaMachine, Machine, TargetLike, machine_of, resolve_target, target_data
 from .tuning.book import RecordBook, history_of
 from .verify import verify
@@ -113,13 +115,37 @@ def plan(
     model = load_model(source, shapes)
     resolved = resolve_target(target)
     book = record_book(records, resolved)
-    machine = planned_machine(resolved, threads)
+    return _planned(_Profiles(model), resolved, book, threads, force, forbid)
+
+
+class _Profiles:
+    """The profiles of a model's weights, each made once."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._known: dict[str, SparsityProfile] = {}
+
+    def of(self, site: WeightSite) -> SparsityProfile:
+        if site.name not in self._known:
+            self._known[site.name] = profile_site(self.model, site)
+        return self._known[site.name]
+
+
+def _planned(
+    profiles: _Profiles,
+    target: Any,
+    book: RecordBook | None,
+    threads: int | None,
+    force: Mapping[str, str] | None = None,
+    forbid: Sequence[str] = (),
+) -> Plan:
+    model, machine = profiles.model, planned_machine(target, threads)
     sites = [with_threads(fused.site, machine) for fused in collect_weights(model)]
     check_patterns([*(force or {}), *forbid], [site.name for site in sites])
     decisions = [
         decide(
             site,
-            profile_site(model, site),
+            profiles.of(site),
             machine,
             force=force,
             forbid=forbid,
@@ -128,7 +154,7 @@ def plan(
         )
         for site in sites
     ]
-    return Plan(target_data(resolved), machine.threads, model.digest(), tuple(decisions))
+    return Plan(target_data(target), machine.threads, model.digest(), tuple(decisions))
 
 
 def compile(
@@ -176,17 +202,22 @@ def compile(
         model = load_model(source, shapes)
     resolved = resolve_target(target)
     records = open_records(records)
-    book = record_book(records, resolved)
+    book, profiles = record_book(records, resolved), _Profiles(model)
     given = _read_plan(plan)
     if given is not None:
         _check_plan(given, model, resolved)
-    the_plan = given or _plan_for(model, resolved, threads, records, progress)
+        the_plan = given
+    else:
+        with progress.phase("plan"):
+            the_plan = _planned(profiles, resolved, book, threads)
     machine = machine_of(resolved, the_plan.threads if threads is None else threads)
     sites = [
         replace(fused, site=with_threads(fused.site, machine)) for fused in collect_weights(model)
     ]
     lowered, executable, weights = _build(model, sites, the_plan, machine, resolved, progress)
-    report = _report(model, sites, the_plan, lowered, machine, book)
+    # With its clock and prices as measured, which kernels do not depend on.
+    priced = planned_machine(resolved, machine.threads)
+    report = _report(profiles, sites, the_plan, lowered, priced, book)
     manifest = _manifest(model, the_plan, report, lowered, resolved, machine)
     module = wrap_executable(executable, manifest, machine.threads, weights)
     if check and module.refusal is None:
@@ -198,8 +229,9 @@ def compile(
         )
     totals = {**report.totals, "compile_seconds": round(time.perf_counter() - started, 2)}
     report = replace(report, totals=totals)
+    exported = replace(manifest, report=json.loads(report.without_pictures().to_json()))
     manifest = replace(manifest, report=json.loads(report.to_json()))
-    return module.described_by(manifest, partial(export, executable, manifest, weights=weights))
+    return module.described_by(manifest, partial(export, executable, exported, weights=weights))
 
 
 def build(
@@ -327,13 +359,6 @@ def _read_plan(source: Plan | str | None) -> Plan | None:
     return source if source is None or isinstance(source, Plan) else Plan.from_json(source)
 
 
-def _plan_for(
-    model: Model, target: Any, threads: int | None, records: Records, progress: Progress
-) -> Plan:
-    with progress.phase("plan"):
-        return plan(model, target, records, threads=threads)
-
-
 def _check_plan(the_plan: Plan, model: Model, target: Any) -> None:
     if the_plan.digest != model.digest():
         raise PlanError("the plan was made for another model: its weights differ from these")
@@ -381,38 +406,40 @@ def _build(
 
 
 def _report(
-    model: Model,
+    profiles: _Profiles,
     sites: Sequence[FusedSite],
     the_plan: Plan,
     lowered: Lowered,
     machine: Machine,
     book: RecordBook | None,
 ) -> Report:
-    layers = []
+    model, layers = profiles.model, []
+    details = LayerDetails(model, sites, lowered, machine)
     for fused_site in sites:
         site = fused_site.site
         decision = the_plan.decision(site.name)
-        layer = _layer(model, site, profile_site(model, site))
-        layers.append(
-            replace(
-                layer,
-                format=decision.format if decision.is_sparse else "dense",
-                kernel=decision.kernel,
-                config=_reported_config(site, decision, lowered.calls.get(site.binding)),
-                source=decision.source,
-                reason=decision.reason,
-                expected_us=decision.expected_us,
-                dense_us=decision.dense_us,
-                bytes_packed=lowered.packed_bytes.get(site.name, layer.bytes_dense),
-                history=_history(model, site, book),
-            )
+        profile = profiles.of(site)
+        layer = _layer(model, site, profile)
+        layer = replace(
+            layer,
+            format=decision.format if decision.is_sparse else "dense",
+            kernel=decision.kernel,
+            config=_reported_config(site, decision, lowered.calls.get(site.binding)),
+            source=decision.source,
+            reason=decision.reason,
+            expected_us=decision.expected_us,
+            dense_us=decision.dense_us,
+            bytes_packed=lowered.packed_bytes.get(site.name, layer.bytes_dense),
+            history=_history(model, site, book),
         )
+        layers.append(details.add(layer, site, decision, profile))
     return Report(
         model.source,
         target=machine.name,
         threads=machine.threads,
         layers=tuple(layers),
         notes=tuple(model.notes),
+        ceilings=ceilings(machine),
     )
 
 
@@ -432,11 +459,6 @@ def _reported_config(
     if call is not None and call.panels is not None:
         config["layout"] = "panels"
     return config
-
-
-def shown_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a configuration what nobody reads: a schedule's steps are in the plan."""
-    return {key: value for key, value in config.items() if key != "trace"}
 
 
 def _checked(

@@ -13,7 +13,7 @@ import tvm
 from tvm import relax
 
 from .errors import PlanError
-from .formats import FORMATS
+from .formats import FORMATS, PackedOrder
 from .layout import Task, check_decision, lay_out, together, workload_of
 from .model import Model
 from .passes.collect_weights import FusedSite
@@ -40,6 +40,9 @@ class Lowered:
         Layer names by kernel symbol, in calling order.
     packed_bytes : mapping of str to int
         Bytes of each layer's packed weight.
+    orders : mapping of str to PackedOrder
+        Where rows and columns of each layer's packed weight went, or of the weight that it was
+        packed in with others; without layers whose rows and columns are where they were.
     calls : mapping of str to KernelCall
         By the binding of each rewritten site.
     """
@@ -47,6 +50,7 @@ class Lowered:
     mod: Any
     kernels: Mapping[str, tuple[str, ...]]
     packed_bytes: Mapping[str, int]
+    orders: Mapping[str, PackedOrder] = field(repr=False)
     calls: Mapping[str, KernelCall] = field(repr=False)
 
 
@@ -68,6 +72,7 @@ def lower_model(
     builder = _KernelBuilder(machine, [name.name_hint for name in model.mod.get_global_vars()])
     layers: dict[str, list[str]] = defaultdict(list)
     packed_bytes: dict[str, int] = {}
+    orders: dict[str, PackedOrder] = {}
     known = {fused_site.site.name for fused_site in sites}
     for name in [d.name for d in plan.decisions if d.name not in known]:
         raise PlanError(f"the plan has a layer '{name}', which this model lacks")
@@ -83,15 +88,17 @@ def lower_model(
         for group in together(layout, tasks):
             for task in group:
                 phase.step(task.site.name)
-            built = builder.build(model, group)
+            built, order = builder.build(model, group)
             for task, (call, nbytes) in zip(group, built, strict=True):
                 calls[task.site.binding] = call
                 layers[call.symbol].append(task.site.name)
                 packed_bytes[task.site.name] = nbytes
+                if order is not None:
+                    orders[task.site.name] = order
     mod = rewrite_weights(model, sites, calls, layout, machine)
     mod = bind_parameters(mod, model)
     kernels = {symbol: tuple(names) for symbol, names in layers.items()}
-    return Lowered(mod, kernels, packed_bytes, calls)
+    return Lowered(mod, kernels, packed_bytes, orders, calls)
 
 
 def bind_parameters(mod: Any, model: Model) -> Any:
@@ -156,10 +163,12 @@ class _KernelBuilder:
         self._functions: dict[Any, tuple[str, Any]] = {}
         self._symbols = set(taken)
 
-    def build(self, model: Model, group: Sequence[Task]) -> list[tuple[KernelCall, int]]:
+    def build(
+        self, model: Model, group: Sequence[Task]
+    ) -> tuple[list[tuple[KernelCall, int]], PackedOrder | None]:
         """Pack the weights of some layers as one, and find or build its function.
 
-        Returns the call of each layer, and its share of the packed bytes.
+        Returns the call of each layer with its share of the packed bytes, and the packed order.
         """
         task, names = group[0], [task.site.name for task in group]
         views = [matrix_view(model.params[t.site.param], t.site.workload.op) for t in group]
@@ -202,7 +211,7 @@ class _KernelBuilder:
             )
             calls.append((call, nbytes))
             first += len(part)
-        return calls
+        return calls, weight_format.order(packed)
 
     def _new_symbol(self, op: str, weight_format: str, layers: int) -> str:
         kind = f"{weight_format}_{op}" + (f"_of_{layers}" if layers > 1 else "")

@@ -62,12 +62,16 @@ NEARLY_THE_SAME = 0.35
 
 @dataclass(frozen=True)
 class Candidate:
-    """A kernel that could compute a layer, at its best configuration."""
+    """A kernel that could compute a layer, at its best configuration.
+
+    `measured` tells whether its time is a record's; else the cost model expects it.
+    """
 
     format: str
     kernel: str
     config: Mapping[str, Any]
     expected_us: float
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Decision:
         Estimated microseconds of this kernel, and of the best dense one.
     candidates : tuple of Candidate
         What was compared, the fastest first.
+    refusals : mapping of str to str
+        Formats that cannot hold the layer, or whose kernels cannot compute it, with the reason.
     """
 
     name: str
@@ -103,6 +109,7 @@ class Decision:
     expected_us: float | None = None
     dense_us: float | None = None
     candidates: tuple[Candidate, ...] = ()
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_sparse(self) -> bool:
@@ -326,6 +333,11 @@ def decide(
         expected_us=chosen.expected_us if chosen else None,
         dense_us=best_dense.expected_us if best_dense else None,
         candidates=tuple(sorted(candidates, key=lambda c: c.expected_us)),
+        refusals={
+            name: why
+            for name, why in refusals.items()
+            if all(candidate.format != name for candidate in candidates)
+        },
     )
 
 
@@ -342,6 +354,7 @@ def _measured(
             record.kernel,
             dict(record.config),
             max(round(record.us or 0.0, 2), 0.01),
+            measured=True,
         )
         known = best.get(record.kernel)
         if (known is None or candidate.expected_us < known.expected_us) and _is_buildable(

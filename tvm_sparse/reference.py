@@ -19,7 +19,7 @@ from .dtypes import is_float, numpy_dtype
 from .errors import InputError
 from .float64 import ConvAttributes, conv2d64, matmul64
 from .model import Model, TensorSpec
-from .runtime import aligned_empty, array_of, check_inputs, tensor_of
+from .runtime import CompiledModule, aligned_empty, array_of, check_inputs, tensor_of
 from .targets import resolve_target
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -201,13 +201,13 @@ class Reference:
 
 
 def random_inputs(
-    model: Model, seed: int = 0, symbolic: Mapping[str, int] | None = None
+    model: Model | CompiledModule, seed: int = 0, symbolic: Mapping[str, int] | None = None
 ) -> list[np.ndarray]:
     """Make inputs that every model can take.
 
     Parameters
     ----------
-    model : Model
+    model : Model or CompiledModule
         Whose inputs to fill.
     seed : int
         The same seed gives the same inputs.

@@ -8,18 +8,52 @@ import os
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from .errors import SparseError
 from .files import write_text
 from .findings import Finding
+from .spy import Spy
 
 VERSION = 1
 _GAP = "  "
 _NARROWEST = 12
 _NARROWEST_NAME = 28
 _NAMES_IN_A_REASON = 6
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A kernel that was considered for a layer, at its best configuration.
+
+    `us` is its time in microseconds, as it was measured or as the cost model expects it.
+    """
+
+    format: str
+    kernel: str
+    config: Mapping[str, Any]
+    us: float
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """How fast a machine is at most, by the cost model's prices.
+
+    Attributes
+    ----------
+    gflops : float
+        Multiply-adds in float32 on all threads, counted as two, in 1e9 a second.
+    memory_gbytes : float
+        Reading memory, in 1e9 bytes a second.
+    tensor_gflops : float or None
+        The same of a GPU's tensor cores.
+    """
+
+    gflops: float
+    memory_gbytes: float
+    tensor_gflops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +88,21 @@ class LayerReport:
         while tuning; empty for layers that were not tuned.
     findings : tuple of Finding
         Forms that were recognised in the weight's zeros, the most telling one first.
+    candidates : tuple of Tried
+        The kernels that were compared, the fastest first.
+    refusals : mapping of str to str
+        Formats that were no candidates, each with its reason.
+    bound_by : str or None
+        What takes the chosen kernel the longest, by the cost model.
+    operations : float or None
+        Multiplications and additions of one call with the weight's nonzeros.
+    bytes_moved : float or None
+        The packed weight, the activations read and the results written, each counted once.
+    spy, packed_spy : Spy or None
+        Where the nonzeros are: in the weight's own order, and in that of the format. The latter is
+        None where rows and columns stay in their places.
+    packed_with : tuple of str
+        Layers that `packed_spy` shows together with this one, since they are packed as one weight.
     """
 
     name: str
@@ -77,6 +126,14 @@ class LayerReport:
     error_share: float | None = None
     history: tuple[tuple[int, float], ...] = ()
     findings: tuple[Finding, ...] = ()
+    candidates: tuple[Tried, ...] = ()
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    bound_by: str | None = None
+    operations: float | None = None
+    bytes_moved: float | None = None
+    spy: Spy | None = None
+    packed_spy: Spy | None = None
+    packed_with: tuple[str, ...] = ()
 
     @property
     def explained(self) -> float | None:
@@ -112,6 +169,8 @@ class Report:
         What else a reader should know, each a sentence.
     totals : mapping of str to int, float or str
         Figures of the whole model, for example ``{"compile_seconds": 41.2}``.
+    ceilings : Ceilings or None
+        The limits of what it was planned for.
     """
 
     source: str
@@ -120,6 +179,12 @@ class Report:
     layers: tuple[LayerReport, ...] = ()
     notes: tuple[str, ...] = ()
     totals: Mapping[str, Any] = field(default_factory=dict)
+    ceilings: Ceilings | None = None
+
+    def without_pictures(self) -> Report:
+        """Leave out what takes much room and is only looked at: the spy plots."""
+        layers = (replace(layer, spy=None, packed_spy=None) for layer in self.layers)
+        return replace(self, layers=tuple(layers))
 
     def summary(self) -> dict[str, Any]:
         """Count layers and bytes.
@@ -158,8 +223,8 @@ class Report:
         """
         data = {"version": VERSION, **asdict(self), "summary": self.summary()}
         for layer in data["layers"]:
-            # Every library carries its report, and most layers of most models have neither.
-            for name in ("history", "findings"):
+            # Every library carries its report, and most layers of most models lack most of these.
+            for name in _SPARED:
                 if not layer[name]:
                     del layer[name]
         text = json.dumps(_plain(data), indent=2, allow_nan=False) + "\n"
@@ -170,8 +235,8 @@ class Report:
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the report as a page of HTML, and write it to `path` if one is given.
 
-        The page stands alone: its styles and drawings are inside, and it runs no scripts. The file
-        is written beside its place and renamed into it.
+        The page stands alone: styles, pictures and the script that sorts its table are inside. The
+        file is written beside its place and renamed into it.
 
         Raises
         ------
@@ -213,6 +278,7 @@ class Report:
                 layers=tuple(_layer(entry) for entry in data["layers"]),
                 notes=tuple(data["notes"]),
                 totals=dict(data["totals"]),
+                ceilings=_ceilings(data.get("ceilings")),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SparseError(f"this is not a whole report: {error!r}") from None
@@ -445,7 +511,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_FLOATS = ("density", "expected_us", "dense_us", "measured_us", "error", "error_share")
+# Left out of JSON where they hold nothing.
+_SPARED = ("history", "findings", "candidates", "refusals", "spy", "packed_spy", "packed_with")
+_FLOATS = (
+    "density",
+    "expected_us",
+    "dense_us",
+    "measured_us",
+    "error",
+    "error_share",
+    "operations",
+    "bytes_moved",
+)
 
 
 def _layer(entry: Mapping[str, Any]) -> LayerReport:
@@ -459,4 +536,30 @@ def _layer(entry: Mapping[str, Any]) -> LayerReport:
     points = values.get("history", ())
     values["history"] = tuple((int(trial), float(time)) for trial, time in points)
     values["findings"] = tuple(map(Finding.from_data, values.get("findings", ())))
+    values["candidates"] = tuple(map(_tried, values.get("candidates", ())))
+    values["packed_with"] = tuple(map(str, values.get("packed_with", ())))
+    for name in ("spy", "packed_spy"):
+        if values.get(name) is not None:
+            values[name] = Spy.from_data(values[name])
     return LayerReport(**values)
+
+
+def _tried(entry: Mapping[str, Any]) -> Tried:
+    return Tried(
+        format=str(entry["format"]),
+        kernel=str(entry["kernel"]),
+        config=dict(entry["config"]),
+        us=float(entry["us"]),
+        measured=bool(entry["measured"]),
+    )
+
+
+def _ceilings(entry: Mapping[str, Any] | None) -> Ceilings | None:
+    if entry is None:
+        return None
+    tensor = entry["tensor_gflops"]
+    return Ceilings(
+        float(entry["gflops"]),
+        float(entry["memory_gbytes"]),
+        None if tensor is None else float(tensor),
+    )

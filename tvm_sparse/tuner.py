@@ -16,10 +16,11 @@ import numpy as np
 import tvm
 
 from .calibration import planned_machine
-from .compiler import gpu_identity, load_model, profile_site, shown_config, with_threads
+from .compiler import gpu_identity, load_model, profile_site, with_threads
 from .cpu_features import machine_identity, missing_features, processor_name, required_features
 from .cuda_toolkit import gpu_here, runs_on
 from .errors import TuningError
+from .layer_details import shown_config
 from .model import Model
 from .ops import WeightSite
 from .passes.collect_weights import FusedSite, collect_weights
@@ -36,7 +37,7 @@ from .records import (
     read_records,
     weight_digest,
 )
-from .report import LayerReport, Report
+from .report import LayerReport, Report, Tried
 from .schedules.base import matrix_view
 from .schedules.lookup import DENSE_FORMATS, template_named, templates_for, tuning_space
 from .schedules.x86.metaschedule import METASCHEDULE
@@ -498,6 +499,7 @@ class _Session:
                         dense_us=dense,
                         bytes_dense=int(weight.nbytes),
                         history=tuple(task.search.history),
+                        candidates=_measured(task),
                     )
                 )
         return Report(
@@ -507,6 +509,14 @@ class _Session:
             layers=tuple(layers),
             notes=tuple(self.model.notes),
         )
+
+
+def _measured(task: Task) -> tuple[Tried, ...]:
+    """List the fastest candidate of each kernel for the report."""
+    return tuple(
+        Tried(template_named(c.kernel).format, c.kernel, shown_config(c.config), us, measured=True)
+        for c, us in task.search.best_of_kernels()
+    )
 
 
 def _stays_dense(task: Task, machine: X86Machine) -> bool:

@@ -186,6 +186,18 @@ PRICES: dict[int, Prices] = {
     ),
 }
 
+# What the events of a kernel are about, for reports.
+KINDS: dict[str, tuple[str, ...]] = {
+    "multiply-adds": ("fma", "lone_fma", "dense_fma", "channel_fma", "gemv_fma", "scalar"),
+    "fetching nonzeros": ("nonzero", "spread", "column"),
+    "loading activations": ("load", "far_load", "activation_line"),
+    "loops": ("loop", "surprise", "mask", "slice"),
+    "reading the weight": ("weight_line", "dense_line", "gemv_line"),
+    "memory": ("memory_line",),
+    "packing and storing": ("pack", "copy", "pad", "store", "turn", "write", "tile", "unit"),
+    "threads": ("fork",),
+}
+
 PRICE_NAMES: tuple[str, ...] = tuple(field.name for field in fields(Prices))
 
 Events = Mapping[str, float]
@@ -202,6 +214,16 @@ def cycles(events: Events, machine: X86Machine) -> float:
     """Sum up events by their prices."""
     prices = prices_of(machine)
     return sum(getattr(prices, name) * count for name, count in events.items())
+
+
+def binds(events: Events, machine: X86Machine) -> str:
+    """Name what takes a kernel the longest, one of `KINDS`."""
+    prices = prices_of(machine)
+    times = {
+        kind: sum(getattr(prices, name) * events.get(name, 0.0) for name in names)
+        for kind, names in KINDS.items()
+    }
+    return max(times, key=lambda kind: times[kind])
 
 
 def microseconds(events: Events, workload: Workload, machine: X86Machine, config: Config) -> float:

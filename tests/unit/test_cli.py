@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,9 @@ from tvm_sparse import bench as bench_module
 from tvm_sparse import cli, zoo
 from tvm_sparse.bench import BenchCase, BenchResult, SystemTime
 from tvm_sparse.errors import CheckError, InputError, SparseError
+from tvm_sparse.model import TensorSpec
 from tvm_sparse.report import LayerReport, Report
+from tvm_sparse.runtime import Profile
 
 REPORT = Report(
     "model.onnx",
@@ -29,6 +32,11 @@ REPORT = Report(
         LayerReport("fc1", "matmul", (16, 32), density=0.1, format="register_tiled"),
         LayerReport("fc2", "matmul", (8, 16), density=1.0, format="dense", reason="no zeros"),
     ),
+)
+
+
+MEASURED = replace(
+    REPORT, layers=tuple(replace(layer, measured_us=12.5) for layer in REPORT.layers)
 )
 
 
@@ -56,6 +64,11 @@ class FakeModule:
 
     report = REPORT
     refusal = None
+    inputs = (TensorSpec("x", (2, 3), "float32"),)
+
+    def profile(self, *inputs: np.ndarray, repeats: int) -> Profile:
+        assert [array.shape for array in inputs] == [(2, 3)]
+        return Profile((), {}, 1.0, MEASURED)
 
     def export(self, path: str) -> None:
         Path(path).write_bytes(b"library")
@@ -320,7 +333,25 @@ def test_compile_writes_an_html_report_where_the_name_says_so(calls, tmp_path, n
     path = tmp_path / name
     line = ["compile", "m.onnx", "-o", str(tmp_path / "m.so"), "--report", str(path)]
     assert cli.main(line) == 0
-    assert path.read_text() == REPORT.to_html()
+    assert path.read_text() == MEASURED.to_html()
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        {"refusal": "needs instructions that this machine lacks"},
+        {"inputs": (TensorSpec("x", ("batch", 3), "float32"),)},
+    ],
+    ids=["another machine", "symbolic sizes"],
+)
+def test_a_report_has_no_measured_times_where_they_would_be_guesses(
+    calls, monkeypatch, tmp_path, lacks
+):
+    for name, value in lacks.items():
+        monkeypatch.setattr(FakeModule, name, value)
+    path = tmp_path / "report.json"
+    assert cli.main(["compile", "m.onnx", "-o", str(tmp_path / "m.so"), "--report", str(path)]) == 0
+    assert Report.from_json(path.read_text()) == REPORT
 
 
 @pytest.mark.parametrize("name", ["r.txt", "report"])

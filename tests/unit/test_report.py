@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ import pytest
 
 from tvm_sparse.errors import SparseError
 from tvm_sparse.findings import Finding
-from tvm_sparse.report import LayerReport, Report, format_bytes
+from tvm_sparse.report import Ceilings, LayerReport, Report, Tried, format_bytes
+from tvm_sparse.spy import Spy
 
 SPARSE = LayerReport(
     name="encoder.layer.0.intermediate.dense",
@@ -57,6 +58,20 @@ NEARLY = replace(
     FOUND,
     pattern="nearly 2:4",
     findings=(Finding("2:4", 12, 0.95, 0.93, -math.inf, along="channels"),),
+)
+
+
+SPY = Spy.of(2, 3, 0.5, bytes([0, 1, 2, 3, 4, 15]))
+DETAILED = replace(
+    SPARSE,
+    candidates=(Tried("tiled", "spmm", {"mr": 4}, 98.25, True), Tried("dense", "gemm", {}, 604.0)),
+    refusals={"n_of_m": "only for matrix products"},
+    bound_by="multiply-adds",
+    operations=6e7,
+    bytes_moved=2.5e6,
+    spy=SPY,
+    packed_spy=Spy.of(1, 2, 1.0, bytes([15, 0])),
+    packed_with=("encoder.layer.0.output.dense",),
 )
 
 
@@ -176,6 +191,9 @@ def test_a_model_without_weights_has_a_report_too() -> None:
         report(replace(SPARSE, error=math.inf, measured_us=-math.inf)),
         report(replace(SPARSE, history=((0, 12.5), (2, 12.5), (3, 9.0))), DENSE),
         report(replace(SPARSE, history=((0, math.inf), (1, 2.0)))),
+        report(DETAILED, ceilings=Ceilings(256.0, 38.5)),
+        report(ceilings=Ceilings(6e4, 3350.0, 9e5)),
+        report(replace(DETAILED, operations=math.inf)),
     ],
 )
 def test_json_comes_back_as_the_same_report(example: Report) -> None:
@@ -208,6 +226,26 @@ def test_a_layer_that_was_not_tuned_carries_no_history() -> None:
 
 def test_the_history_does_not_change_the_table() -> None:
     assert str(report(replace(SPARSE, history=((0, 12.5),)))) == str(report(SPARSE))
+
+
+def test_a_report_is_the_same_without_its_pictures() -> None:
+    bare = report(DETAILED, FOUND).without_pictures()
+    assert bare == report(replace(DETAILED, spy=None, packed_spy=None), FOUND)
+    assert "cells" not in bare.to_json()
+
+
+def test_a_report_of_a_first_version_has_no_details() -> None:
+    data = json.loads(report(FOUND).to_json())
+    del data["ceilings"], data["layers"][0]["bound_by"]
+    assert Report.from_json(json.dumps(data)) == report(FOUND)
+
+
+@pytest.mark.parametrize("picture", ["no picture", {"height": 2}, {**asdict(SPY), "height": 9}])
+def test_a_report_with_a_broken_picture_is_refused_in_words(picture: object) -> None:
+    data = json.loads(report(DETAILED).to_json())
+    data["layers"][0]["spy"] = picture
+    with pytest.raises(SparseError, match="not a whole report"):
+        Report.from_json(json.dumps(data))
 
 
 def test_fields_of_a_later_writer_are_ignored() -> None:

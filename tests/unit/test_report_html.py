@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import re
+import struct
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,8 +19,10 @@ import pytest
 
 from tvm_sparse.errors import SparseError
 from tvm_sparse.findings import Finding
-from tvm_sparse.report import LayerReport, Report
+from tvm_sparse.layer_details import most_cells
+from tvm_sparse.report import Ceilings, LayerReport, Report, Tried
 from tvm_sparse.report_html import render
+from tvm_sparse.spy import LEVELS, Spy
 
 HISTORY = ((1, 140.25), (2, 140.25), (4, 110.5), (5, 98.25), (9, 98.25))
 FOUND = LayerReport(
@@ -55,6 +62,23 @@ DENSE = replace(
     bytes_packed=9437184,
     history=(),
 )
+NOISE = np.random.default_rng(0).integers(0, LEVELS, 128 * 128, np.uint8).tobytes()
+DETAILED = replace(
+    SPARSE,
+    candidates=(
+        Tried("tiled", "spmm", {"mr": 4, "nt": 64}, 98.25, measured=True),
+        Tried("ell", "rows", {}, 49.125),
+        Tried("dense", "gemm", {"mr": 6}, 604.0),
+    ),
+    refusals={"n_of_m": "only for matrix products"},
+    bound_by="multiply-adds",
+    operations=6.0e7,
+    bytes_moved=2.4e6,
+    spy=Spy.of(2, 3, 0.5, bytes([0, 1, 2, 3, 4, 15])),
+    packed_spy=Spy.of(1, 2, 1.0, bytes([15, 0])),
+    packed_with=("fc2",),
+)
+CEILINGS = Ceilings(gflops=256.0, memory_gbytes=32.0)
 # These have no end tag in HTML.
 VOID = {"meta", "link", "br", "wbr", "hr", "img", "input"}
 NASTY = "<script>alert('&\"')</script>"
@@ -89,7 +113,7 @@ class Page(HTMLParser):
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"style"} & set(self._open):
+        if not {"style", "script"} & set(self._open):
             self.words.append(data)
 
     @property
@@ -107,8 +131,8 @@ class Page(HTMLParser):
 
     @property
     def headers(self) -> list[str]:
-        """The titles of the table's columns."""
-        head = self.text.partition("<thead>")[2].partition("</thead>")[0]
+        """The titles of the columns of the table of all layers."""
+        head = self.text.partition('id="layers">')[2].partition("</thead>")[0]
         return re.findall(r"<th[^>]*>([^<]*)</th>", head)
 
 
@@ -121,24 +145,41 @@ def page(*layers: LayerReport, **more: object) -> Page:
 
 
 def plots(found: Page) -> list[ElementTree.Element]:
-    return [drawing for drawing in found.drawings if drawing.find("path") is not None]
+    """The plots of searches."""
+    return with_path(found, "line")
+
+
+def with_path(found: Page, kind: str) -> list[ElementTree.Element]:
+    """The drawings that have a path of a class."""
+    wanted = f"path[@class='{kind}']"
+    return [drawing for drawing in found.drawings if drawing.find(wanted) is not None]
 
 
 EXAMPLES = {
-    "everything": report(SPARSE, DENSE, notes=("one", "two"), totals={"compile_seconds": 41.25}),
+    "everything": report(
+        DETAILED, DENSE, notes=("one", "two"), totals={"compile_seconds": 41.25}, ceilings=CEILINGS
+    ),
     "inspection": Report("m.onnx", layers=(FOUND,)),
     "no layers": Report(""),
     "bad numbers": report(
         replace(SPARSE, expected_us=math.nan, dense_us=math.inf, error_share=math.nan),
         replace(SPARSE, expected_us=None, dense_us=-1.0, history=((0, math.nan), (1, math.inf))),
+        replace(DETAILED, operations=math.inf, bytes_moved=math.nan),
+        replace(DETAILED, candidates=(Tried("tiled", "spmm", {}, math.inf),), bytes_moved=0.0),
         totals={"compile_seconds": "nan", "model_us": math.inf},
+        ceilings=CEILINGS,
     ),
+    "no roof": report(DETAILED, ceilings=Ceilings(math.inf, 0.0)),
+    "a GPU": report(DETAILED, ceilings=Ceilings(6e4, 3350.0, 6e5)),
     "zeros": report(replace(SPARSE, expected_us=0.0, dense_us=0.0, history=((0, 0.0),))),
     "nasty": report(
         replace(
-            SPARSE, name=NASTY, op=NASTY, reason=NASTY, kernel=NASTY, config={NASTY: NASTY},
-            pattern=NASTY, format=NASTY, source=NASTY, dtype=NASTY,
+            DETAILED, name=NASTY, op=NASTY, reason=NASTY, kernel=NASTY, config={NASTY: NASTY},
+            pattern=NASTY, format=NASTY, source=NASTY, dtype=NASTY, bound_by=NASTY,
+            candidates=(Tried(NASTY, NASTY, {NASTY: NASTY}, 1.0),), refusals={NASTY: NASTY},
+            packed_with=(NASTY,),
         ),
+        ceilings=CEILINGS,
         notes=(NASTY,),
         totals={NASTY: NASTY},
     ),
@@ -162,14 +203,50 @@ def test_a_page_is_well_formed_and_its_drawings_are_xml(example: Report) -> None
 
 
 @EVERY
-def test_a_page_refers_to_nothing_outside_and_runs_nothing(example: Report) -> None:
+def test_a_page_refers_to_nothing_outside(example: Report) -> None:
     found = Page(render(example))
-    assert not {"script", "link", "img", "iframe", "object", "use", "image"} & set(found.tags)
+    assert not {"link", "iframe", "object", "use", "image", "base", "form"} & set(found.tags)
     names = {name for name, _ in found.attributes}
-    assert not {name for name in names if name.startswith("on") or name.endswith("href")}
-    assert not names & {"src", "srcset", "style", "action"}
+    assert not {name for name in names if name.startswith("on")}
+    assert not names & {"srcset", "style", "action", "xlink:href"}
+    for name, value in found.attributes:
+        if name == "src":
+            assert value is not None and value.startswith("data:image/png;base64,")
+        if name == "href":
+            assert value is not None and re.fullmatch(r"#weight-\d+", value)
     for word in ("http:", "https:", "url(", "@import"):
         assert word not in found.text
+
+
+@EVERY
+def test_a_page_runs_its_own_script_and_nothing_else(example: Report) -> None:
+    found = Page(render(example))
+    assert found.tags.count("script") == found.tags.count("style") == 1
+    policy = found.text.partition('Content-Security-Policy" content="')[2].partition('">')[0]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for tag in ("script", "style"):
+        text = found.text.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+@EVERY
+def test_names_of_elements_are_unique_and_links_lead_to_them(example: Report) -> None:
+    attributes = Page(render(example)).attributes
+    names = [value for name, value in attributes if name == "id"]
+    assert len(set(names)) == len(names)
+    assert {value for name, value in attributes if name == "href"} <= {f"#{name}" for name in names}
+
+
+@EVERY
+def test_pictures_and_plots_are_described_and_headings_are_in_order(example: Report) -> None:
+    found = Page(render(example))
+    assert found.tags.count("img") == sum(bool(v) for name, v in found.attributes if name == "alt")
+    for drawing in found.drawings:
+        assert drawing.findtext("title") or drawing.get("aria-hidden") == "true"
+    levels = [int(tag[1]) for tag in found.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 @EVERY
@@ -185,7 +262,8 @@ def test_a_page_suits_phones_and_the_dark() -> None:
     text = render(report(SPARSE))
     assert '<meta name="viewport" content="width=device-width' in text
     assert "@media (prefers-color-scheme: dark)" in text
-    assert re.search(r'<div class="scroll"[^>]*>\s*<table>', text)
+    tables = re.findall(r'<div class="scroll"[^>]*>\s*<table', text)
+    assert len(tables) == text.count("<table") > 0
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto", text)
 
 
@@ -204,6 +282,9 @@ def test_the_head_sums_the_model_up() -> None:
         "zeros 90.0 %",
         "weights, dense 18.0 MiB",
         "weights, packed 10.3 MiB",
+        "before, dense 674.0 us",
+        "after, expected 168.2 us",
+        "faster 4.0x",
         "compiled in 41.2 s",
         "model us 2310",
     ):
@@ -217,10 +298,10 @@ def test_notes_are_shown_and_no_empty_list_is() -> None:
 
 def test_the_table_says_all_of_a_layer() -> None:
     found = page(SPARSE, DENSE)
-    row = found.text.partition('<th scope="row">fc1</th>')[2].partition("</tr>")[0]
+    row = found.text.partition('<a href="#weight-0">fc1</a></th>')[2].partition("</tr>")[0]
     assert re.findall("<td[^>]*>([^<]*)</td>", row) == [
-        *("matmul", "3072x768", "90.0 %", "block:4x4", "tiled", "spmm: mr=4, nt=64"),
-        *("98.2", "604.0", "6.1x", "9.0 MiB", "1.3 MiB", "record", "fastest of 12", "0.013"),
+        *("matmul", "3072x768", "90.0 %", "block:4x4", "tiled", "spmm"),
+        *("604.0", "98.2", "6.1x", "fastest of 12", "record", "9.0 MiB", "1.3 MiB", "0.013"),
     ]
     assert "below one is good" in found.said
 
@@ -270,11 +351,17 @@ def test_no_ratio_is_made_up(changes: dict[str, float | None]) -> None:
     assert "faster" not in page(replace(SPARSE, **changes), DENSE).headers  # type: ignore[arg-type]
 
 
+def test_numbers_are_sorted_by_what_they_are_and_not_by_what_is_written() -> None:
+    text = page(replace(SPARSE, bytes_dense=3 << 20)).text
+    assert f'data-sort="{3 << 20}">3.0 MiB<' in text
+
+
 def test_names_are_text_whatever_they_are() -> None:
-    found = page(replace(SPARSE, name=NASTY), replace(DENSE, history=HISTORY))
+    found = page(replace(DETAILED, name=NASTY), replace(DENSE, history=HISTORY), ceilings=CEILINGS)
     assert NASTY not in found.text
-    # The table, the bar and its title, the plot's caption and title.
-    assert found.said.count(NASTY) == 5
+    # The segments before and after, the bar and its title, the table, the weight's heading, the
+    # point, the plot's caption and title.
+    assert found.said.count(NASTY) == 9
 
 
 def test_long_names_can_be_broken_between_their_steps() -> None:
@@ -290,7 +377,7 @@ def bars(found: Page) -> list[tuple[str, float, float | None]]:
     """Every bar: its title, its length, and the length of the outline behind it."""
     result = []
     for drawing in found.drawings:
-        if drawing.get("preserveAspectRatio"):
+        if drawing.get("preserveAspectRatio") and drawing.find("rect/title") is None:
             *outline, bar = drawing.iter("rect")
             behind = float(outline[0].get("width", "")) if outline else None
             title = drawing.findtext("title") or ""
@@ -336,6 +423,167 @@ def test_a_layer_without_a_time_has_no_bar() -> None:
 
 def test_numpy_times_are_times_too() -> None:
     assert len(bars(Page(render(EXAMPLES["numpy"])))) == 1
+
+
+def test_the_whole_network_is_a_bar_before_and_after() -> None:
+    found = page(SPARSE, DENSE)
+    rows = [drawing for drawing in found.drawings if drawing.find("rect/title") is not None]
+    assert [row.findtext("title") for row in rows] == [
+        "before: all dense, 2 layers: 674.0 us",
+        "after: expected, 2 layers: 168.2 us",
+    ]
+    (before, after) = ([float(part.get("width", "")) for part in row.iter("rect")] for row in rows)
+    assert sum(before) == pytest.approx(100, abs=0.5)
+    assert sum(after) == pytest.approx(100 * 168.25 / 674, abs=0.5)
+    assert [part.get("class") for part in rows[1].iter("rect")] == ["sparse", "plain"]
+
+
+def test_without_times_of_dense_layers_there_is_no_before() -> None:
+    assert "before" not in page(replace(SPARSE, dense_us=None), replace(DENSE, dense_us=None)).said
+
+
+# ---------------------------------------------------------------------------------------------
+# Weight by weight
+# ---------------------------------------------------------------------------------------------
+
+
+def part_of(found: Page, number: int) -> str:
+    return found.text.partition(f'id="weight-{number}"')[2].partition("</details>")[0]
+
+
+def test_a_weight_says_why_it_became_what_it_is() -> None:
+    part = part_of(page(DETAILED), 0)
+    for words in (
+        "tiled: fastest of 12 (decided by: record).",
+        "Before 604.0 us, after 98.2 us: 6.1x.",
+        "Kernel spmm: mr=4, nt=64.",
+        "Bound by multiply-adds.",
+        "9.0 MiB dense, 1.3 MiB packed.",
+    ):
+        assert words in part
+
+
+def test_candidates_have_their_times_and_refusals_their_reasons() -> None:
+    part = part_of(page(DETAILED), 0)
+    rows = [
+        re.findall(r">([^<>]+)</t[dh]>", row)
+        for row in re.findall(r"<tr class.*?</tr>", part, re.S)
+    ]
+    assert rows == [
+        ["tiled", "spmm: mr=4, nt=64", "98.2", "measured", "chosen"],
+        ["ell", "rows", "49.1", "expected", "2.00x faster"],
+        ["dense", "gemm: mr=6", "604.0", "expected", "6.15x slower"],
+        ["n_of_m", "refused: only for matrix products"],
+    ]
+
+
+def test_candidates_of_a_tuned_layer_are_held_against_its_measured_one() -> None:
+    part = part_of(page(replace(DETAILED, expected_us=None, measured_us=98.25)), 0)
+    assert "chosen" in part and "2.00x faster" in part
+
+
+def test_the_weight_that_takes_longest_is_open() -> None:
+    found = page(DENSE, DETAILED)
+    assert 'id="weight-1" open>' in found.text and 'id="weight-0">' in found.text
+
+
+def test_pictures_are_whole_pngs_of_the_cells() -> None:
+    sources = [value or "" for name, value in page(DETAILED).attributes if name == "src"]
+    assert [pixels(source) for source in sources] == [
+        [[0, 1, 2], [3, 4, 15]],
+        [[15, 0]],
+    ]
+
+
+def pixels(source: str) -> list[list[int]]:
+    """Read a PNG of four bits a pixel, and assert that its chunks are whole."""
+    data = base64.b64decode(source.partition(",")[2])
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    chunks, at = {}, 8
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", data, at + 8 + length) == (zlib.crc32(kind + body),)
+        chunks[kind], at = body, at + 12 + length
+    width, height, bits, colour = struct.unpack_from(">IIBB", chunks[b"IHDR"])
+    assert (bits, colour) == (4, 3) and len(chunks[b"PLTE"]) == 3 * len(chunks[b"tRNS"]) == 48
+    # The more nonzeros, the more ink.
+    assert sorted(chunks[b"tRNS"]) == list(chunks[b"tRNS"]) and chunks[b"tRNS"][0] == 0
+    rows = zlib.decompress(chunks[b"IDAT"])
+    stride = 1 + -(-width // 2)
+    assert len(rows) == height * stride
+    found = []
+    for first in range(0, len(rows), stride):
+        assert rows[first] == 0
+        halves = [half for byte in rows[first + 1 : first + stride] for half in divmod(byte, 16)]
+        found.append(halves[:width])
+    return found
+
+
+def test_layers_that_are_packed_as_one_are_named_below_their_picture() -> None:
+    assert "packed order of tiled, with fc2" in page(DETAILED).said
+    stays = page(replace(DETAILED, packed_spy=None, packed_with=()))
+    assert "Rows and columns stay in their places" in stays.said
+
+
+def test_a_weight_without_details_has_a_part_without_pictures_and_candidates() -> None:
+    part = part_of(page(SPARSE), 0)
+    assert "img" not in part and "Candidates" not in part and "fastest of 12" in part
+
+
+@pytest.mark.parametrize("layers", [54, 74, 400])
+def test_a_page_stays_below_five_megabytes(layers: int) -> None:
+    """Pictures of noise, as large as they may be, of networks as large as BERT and larger."""
+    side = math.isqrt(most_cells(layers))
+    noise = Spy.of(side, side, 0.5, NOISE[: side * side])
+    layer = replace(DETAILED, spy=noise, packed_spy=noise, candidates=DETAILED.candidates * 3)
+    long_name = "/bert/encoder/layer.{}/attention/output/dense/MatMul"
+    rows = [replace(layer, name=long_name.format(number)) for number in range(layers)]
+    assert len(render(report(*rows, ceilings=CEILINGS))) < 5_000_000
+
+
+# ---------------------------------------------------------------------------------------------
+# The roofline
+# ---------------------------------------------------------------------------------------------
+
+
+def rooflines(found: Page) -> list[ElementTree.Element]:
+    return with_path(found, "roof")
+
+
+def test_every_layer_is_a_point_below_the_roof() -> None:
+    (plot,) = rooflines(
+        page(DETAILED, replace(DETAILED, name="other", format="dense"), ceilings=CEILINGS)
+    )
+    points = list(plot.iter("circle"))
+    # 6e7 operations in 98.25 us, 2.4e6 bytes.
+    assert points[0].findtext("title") == "fc1: 610.7 GFLOP/s, 25.00 operations a byte"
+    assert [point.get("class") for point in points] == ["sparse", "plain"]
+
+
+def test_a_point_on_the_roof_is_drawn_on_it() -> None:
+    # 8 operations a byte are the ridge of 256 GFLOP/s and 32 GB/s.
+    layer = replace(DETAILED, operations=8e6, bytes_moved=1e6, expected_us=8e6 / 256e3)
+    (plot,) = rooflines(page(layer, ceilings=CEILINGS))
+    (point,), (roof,) = plot.findall("circle"), plot.findall("path[@class='roof']")
+    corner = re.search(r"L([\d.]+) ([\d.]+)H", roof.get("d", ""))
+    assert corner is not None
+    assert corner.groups() == (point.get("cx"), point.get("cy"))
+
+
+def test_a_gpu_has_a_second_roof_of_its_tensor_cores() -> None:
+    (plot,) = rooflines(Page(render(EXAMPLES["a GPU"])))
+    assert len(plot.findall("path[@class='roof']")) == 2
+    assert {"multiply-adds", "tensor cores"} <= {text.text for text in plot.iter("text")}
+
+
+@pytest.mark.parametrize(
+    "example",
+    [report(DETAILED), report(SPARSE, ceilings=CEILINGS), EXAMPLES["no roof"]],
+    ids=["no machine", "no work", "no limits"],
+)
+def test_what_is_not_known_has_no_roofline(example: Report) -> None:
+    assert "Roofline" not in Page(render(example)).said
 
 
 # ---------------------------------------------------------------------------------------------

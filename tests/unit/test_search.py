@@ -278,6 +278,18 @@ def test_where_all_fail_there_is_no_best_and_an_end() -> None:
     assert search.best_of(dense=True) is search.best_of(dense=False) is None
 
 
+def test_the_best_of_each_kernel_is_known_once_it_ran() -> None:
+    search = Search(ranked({SLICED: [20.0, 10.0], DENSE: [15.0], SPARSE: [12.0]}), [], trials=9)
+    assert search.best_of_kernels() == []
+    for kernel, number, us in ((DENSE, 0, 30.0), (SLICED, 0, 25.0), (SLICED, 1, 40.0)):
+        search.tell(Candidate(kernel, {"mr": number}), Outcome("ok", us))
+    search.tell(Candidate(SPARSE, {"mr": 0}), Outcome("failed", None))
+    assert search.best_of_kernels() == [
+        (Candidate(SLICED, {"mr": 0}), 25.0),
+        (Candidate(DENSE, {"mr": 0}), 30.0),
+    ]
+
+
 def test_the_best_of_each_kind_is_known() -> None:
     entries = ranked(MIXED)
     search = Search(entries, [], 64)

@@ -405,6 +405,45 @@ def test_the_report_tells_of_every_layer_what_became_of_it_and_why():
     assert report.totals["compile_seconds"] > 0
 
 
+def test_the_report_shows_what_was_considered_and_where_the_zeros_are():
+    report = ts.compile(pruned(inverted_residual()), V3, threads=1, check=False).report
+    assert report.ceilings.gflops > report.ceilings.memory_gbytes > 0
+    for layer in report.layers:
+        best = min(layer.candidates, key=lambda tried: tried.us)
+        assert best.us <= layer.expected_us and not best.measured
+        assert layer.kernel in {tried.kernel for tried in layer.candidates}
+        assert not set(layer.refusals) & {tried.format for tried in layer.candidates}
+        assert all(layer.refusals.values())
+        assert layer.bound_by
+        assert layer.operations >= 2 * layer.nnz
+        assert layer.bytes_moved > layer.bytes_packed
+        rows = layer.shape[0]
+        assert (layer.spy.height, layer.spy.width) == (rows, np.prod(layer.shape) // rows)
+        assert sum(map(bool, layer.spy.levels())) == layer.nnz
+        moved = layer.packed_spy is not None
+        assert moved == layer.is_sparse
+        if moved:
+            assert sum(map(bool, layer.packed_spy.levels())) == layer.nnz
+
+
+def test_queries_keys_and_values_that_are_packed_as_one_share_a_picture():
+    proto = pruned(zoo.bert_encoder(layers=1, hidden=64, heads=2, ffn=128, seq=32))
+    layers = ts.compile(proto, V3, threads=1, check=False).report.layers
+    together = [layer for layer in layers if layer.packed_with]
+    assert len(together) == 3
+    assert len({layer.packed_spy for layer in together}) == 1
+    assert len({layer.spy for layer in together}) == 3
+    names = {layer.name for layer in together}
+    assert all({layer.name, *layer.packed_with} == names for layer in together)
+
+
+def test_pictures_stay_small_however_many_layers_there_are(monkeypatch):
+    monkeypatch.setattr("tvm_sparse.layer_details.ALL_CELLS", 12 * 50)
+    for layer in ts.compile(pruned(inverted_residual()), V3, threads=1, check=False).report.layers:
+        for picture in filter(None, (layer.spy, layer.packed_spy)):
+            assert picture.height * picture.width <= 50
+
+
 def test_a_pruned_model_shrinks_in_the_report_and_in_the_library(tmp_path):
     proto = pruned(zoo.mlp(16, (512, 1024, 512)))
     module = ts.compile(proto, V3, threads=1)
@@ -426,7 +465,7 @@ def test_a_library_computes_bit_for_bit_what_the_module_did(tmp_path):
         feed = feeds(module, {"batch": batch})
         for name, value in module.run(feed).items():
             np.testing.assert_array_equal(loaded.run(feed)[name], value)
-    assert loaded.report == module.report
+    assert loaded.report == module.report.without_pictures()
     assert loaded.inputs == module.inputs
 
 

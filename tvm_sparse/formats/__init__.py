@@ -11,6 +11,7 @@ from .compact_channels import CompactChannels
 from .dense_panels import DensePanels
 from .gathered_panels import GatheredPanels
 from .n_of_m import NOfM
+from .order import PackedOrder
 from .plain import Plain
 from .register_tiled import RegisterTiled
 from .row_tiles import RowTiles
@@ -32,4 +33,4 @@ FORMATS: dict[str, SparseFormat] = {
     "bitmap_tiles": BitmapTiles(),
 }
 
-__all__ = ["FORMATS", "Match", "PackedWeight", "SparseFormat"]
+__all__ = ["FORMATS", "Match", "PackedOrder", "PackedWeight", "SparseFormat"]

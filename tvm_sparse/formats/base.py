@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .order import PackedOrder
+
 
 @dataclass(frozen=True)
 class Match:
@@ -65,6 +67,10 @@ class SparseFormat(Protocol):
 
     def unpack(self, packed: PackedWeight) -> np.ndarray:
         """Restore the matrix bit for bit (a -0.0 that was packed comes back as 0.0)."""
+        ...
+
+    def order(self, packed: PackedWeight) -> PackedOrder | None:
+        """Tell where rows and columns went, for pictures; None: they are where they were."""
         ...
 
 

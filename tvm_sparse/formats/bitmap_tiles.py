@@ -23,6 +23,7 @@ import numpy as np
 
 from ..dtypes import HALF_TYPES, numpy_dtype
 from .base import Match, PackedWeight, check_matrix
+from .order import PackedOrder, rows_as_they_are
 from .tensor_tiles import LANES, MOST_ROWS, ROWS, from_fragments, step_columns, to_fragments
 
 # Elements of a fragment, and of a lane of it; lanes whose bits are one map of 64.
@@ -126,6 +127,11 @@ class BitmapTiles:
             found = _unpack_chunk(stream[place * PIECE_BYTES :], mt, kb)
             restored[row : row + mt, column : column + kb] = found
         return restored[:rows, :columns].view(numpy_dtype(packed.config["dtype"]))
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where columns went: chunks without a nonzero are left out."""
+        rows = rows_as_they_are(packed.shape[0])
+        return PackedOrder(rows, together=packed.config["mt"], run=packed.config["kb"])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
 from .dense_panels import DensePanels
+from .order import PackedOrder
 
 # A vector of `before` may begin at the last row, and is followed by one that begins behind it.
 MOST_LANES = 16
@@ -77,6 +78,11 @@ class CompactChannels:
         weight[live[:, None], packed.arrays["channels"]] = kept.reshape(rows, -1, taps)
         # A -0.0 that was packed comes back as 0.0.
         return weight.reshape(packed.shape) + np.float32(0)
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where rows and columns went."""
+        rows = packed.arrays["rows"][None]
+        return PackedOrder(rows, together=packed.shape[0], run=packed.config["taps"])
 
 
 def _never_empty(live: np.ndarray) -> np.ndarray:

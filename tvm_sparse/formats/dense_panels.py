@@ -52,3 +52,6 @@ class DensePanels:
         panels = packed.arrays["values"].reshape(groups, -1, columns, mr).transpose(0, 1, 3, 2)
         padded = panels.reshape(groups, -1, columns)
         return np.ascontiguousarray(padded[:, : rows // groups].reshape(rows, columns))
+
+    def order(self, packed: PackedWeight) -> None:
+        """Rows and columns are where they were."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
+from .order import PackedOrder
 from .splitting import check_panels, split_rows
 
 MOST_ROWS = 16
@@ -89,6 +90,10 @@ class GatheredPanels:
             -1, mr
         )
         return weight[:rows]
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where rows and columns went."""
+        return PackedOrder(packed.arrays["rows"][None], packed.config["mr"], packed.config["kb"])
 
 
 def _filled_first(filled: np.ndarray, low: int, high: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
+from .order import PackedOrder, rows_as_they_are
 
 GROUPS = (4, 8)
 _WORD = 32
@@ -80,6 +81,10 @@ class NOfM:
         filled = value != 0
         weight[np.broadcast_to(row, code.shape)[filled], column[filled]] = value[filled]
         return np.ascontiguousarray(weight[:rows, :columns])
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where columns went: to the first of their group's slots."""
+        return PackedOrder(rows_as_they_are(packed.shape[0]), block=packed.config["m"])
 
 
 def groups_of_word(n: int, m: int) -> int:

@@ -30,3 +30,6 @@ class Plain:
     def unpack(self, packed: PackedWeight) -> np.ndarray:
         """Restore the matrix."""
         return packed.arrays["values"].reshape(packed.shape).copy()
+
+    def order(self, packed: PackedWeight) -> None:
+        """Rows and columns are where they were."""

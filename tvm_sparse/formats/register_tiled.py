@@ -18,6 +18,7 @@ import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
 from .clustering import cluster_rows
+from .order import PackedOrder
 from .splitting import check_panels, split_rows
 
 
@@ -111,6 +112,10 @@ class RegisterTiled:
         row = packed.arrays["rows"][(group % panels)[entry] * mr + slot]
         weight[row, column[entry]] = packed.arrays["values"]
         return weight[:rows]
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where rows and columns went; inside a block they are sorted by masks, too."""
+        return PackedOrder(packed.arrays["rows"][None], packed.config["mr"], packed.config["kb"])
 
 
 def _starts(sizes: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
+from .order import PackedOrder
 from .splitting import MAX_BLOCK
 
 MAX_ROWS = 256
@@ -110,3 +111,7 @@ class RowTiles:
         column = block * kb + packed.arrays["columns"]
         padded[row[real], column[real]] = packed.arrays["values"][real]
         return padded[:rows, :columns]
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where rows and columns went."""
+        return PackedOrder(packed.arrays["rows"][None], block=packed.config["kb"])

@@ -25,6 +25,7 @@ import numpy as np
 
 from .base import Match, PackedWeight, check_matrix
 from .clustering import pair_rows
+from .order import PackedOrder
 from .splitting import MAX_BLOCK, check_panels, split_rows
 
 
@@ -116,6 +117,11 @@ class SlicedEll:
         weight = np.zeros((slices * mr, columns), np.float32)
         weight[row[real], column[real]] = packed.arrays["values"][real]
         return weight[:rows]
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where rows and columns went: every block has its rows in an order of its own."""
+        slots = -(-packed.shape[0] // packed.config["mr"]) * packed.config["mr"]
+        return PackedOrder(packed.arrays["rows"].reshape(-1, slots), block=packed.config["kb"])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..dtypes import FLOAT_TYPES, numpy_dtype
 from .base import Match, PackedWeight, check_matrix
+from .order import PackedOrder
 
 ROWS = 16
 MOST_ROWS = 256
@@ -180,6 +181,11 @@ class TensorTiles:
         real = slots < rows
         restored[slots[real]] = padded[real]
         return restored
+
+    def order(self, packed: PackedWeight) -> PackedOrder:
+        """Tell where rows and columns went, of all parts together."""
+        rows = packed.arrays["rows"][None]
+        return PackedOrder(rows, together=packed.config["mt"], run=packed.config["run"])
 
 
 def _row_order(weight: np.ndarray, mt: int, run: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def prune(
     seed : int
         Decides between units of equal rank.
     scores : {"magnitude", "taylor", "wanda"}
-        |w|; |w * gradient|; or |w| times the norm of the input that w multiplies.
+        ``|w|``; ``|w * gradient|``; or ``|w|`` times the norm of the input that w multiplies.
     gradients : mapping of str to array, optional
         For "taylor": the gradient of each layer's weight, of the weight's shape, by the layer's
         or the weight's name.

@@ -128,6 +128,16 @@ class Search:
         fastest = self._fastest.get(dense)
         return (fastest[1], fastest[0]) if fastest else None
 
+    def best_of_kernels(self) -> list[tuple[Candidate, float]]:
+        """Return the fastest candidate of each kernel, the fastest first."""
+        found: dict[str, tuple[Candidate, float]] = {}
+        for key, outcome in self.measured.items():
+            candidate = self.candidates[key]
+            known = found.get(candidate.kernel)
+            if outcome.us is not None and (known is None or outcome.us < known[1]):
+                found[candidate.kernel] = (candidate, outcome.us)
+        return sorted(found.values(), key=lambda pair: pair[1])
+
     def _fastest_of_all(self) -> tuple[float, Candidate] | None:
         return min(self._fastest.values(), key=lambda pair: pair[0], default=None)
 
