@@ -37,6 +37,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "manifest",
             "thread_pool",
+            "instances",
+            "memory_pool",
             "device",
             "cuda_toolkit",
             "weights",
