@@ -61,6 +61,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deployment", ("deploy", "excerpt", "packaging", "deployment")),
     ("compilation", ("compiler", "plugin", "tuner")),
     ("tools", ("bench", "demo", "zoo", "pruning")),
+    ("serving", ("serving",)),
     ("command line", ("cli", "__main__")),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}

@@ -1,4 +1,4 @@
-"""Instances are lent to one caller at a time, made when needed, and whole in the child of a fork."""
+"""Instances are lent to one caller at a time, made when needed, and whole in a fork's child."""
 
 from __future__ import annotations
 
