@@ -59,9 +59,14 @@ class Service:
         # JSON takes many times its length in memory while it is read: one at a time.
         self._reading = asyncio.Lock()
 
+    def hurry(self) -> None:
+        """Take nothing more, and answer what is here as soon as that can be."""
+        self.intake.is_closed = True
+        self.batcher.hurry()
+
     def close(self) -> None:
         """Answer what is queued, and end."""
-        self.intake.is_closed = True
+        self.hurry()
         self.batcher.close()
 
     def _observe_run(self, rows: int, seconds: float) -> None:
@@ -195,10 +200,11 @@ def create_app(make: Callable[[], tuple[Runner, Settings]]) -> Starlette:
     services: list[Service] = []
 
     @asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         service = Service(*await asyncio.to_thread(make))
         services.append(service)
-        yield
+        # For the protocol of its connections.
+        yield {"timeout": service.settings.timeout, "hurry": service.hurry}
         await asyncio.to_thread(service.close)
         services.clear()
 
@@ -224,13 +230,11 @@ def create_app(make: Callable[[], tuple[Runner, Settings]]) -> Starlette:
         *(Route(f"{path}/ready", endpoint("model_ready")) for path in versions),
         *(Route(f"{path}/infer", endpoint("infer"), methods=["POST"]) for path in versions),
     ]
-    app = Starlette(
+    return Starlette(
         routes=routes,
         lifespan=lifespan,
         exception_handlers={HTTPException: _answer_http, Exception: _answer_failure},
     )
-    app.state.services = services
-    return app
 
 
 def _check_headers(request: Request) -> int | None:

@@ -60,7 +60,7 @@ class Batcher:
         self._changed = threading.Condition()
         # Of the thread that takes what runs next: two would part what goes together.
         self._turn = threading.Lock()
-        self._is_closed = False
+        self._is_closed = self._is_hurried = False
         self._threads = [
             threading.Thread(target=self._work, name="tvm-sparse-serve", daemon=True)
             for _ in range(module.instances)
@@ -78,10 +78,16 @@ class Batcher:
             self._changed.notify()
         return waiting.answer
 
+    def hurry(self) -> None:
+        """Let requests wait for others no longer."""
+        with self._changed:
+            self._is_hurried = True
+            self._changed.notify()
+
     def close(self) -> None:
         """Run what is queued, take nothing more, and end the threads."""
         with self._changed:
-            self._is_closed = True
+            self._is_closed = self._is_hurried = True
             self._changed.notify()
         for thread in self._threads:
             thread.join()
@@ -101,7 +107,7 @@ class Batcher:
                 self._changed.wait()
             batch = [self._waiting.popleft()]
             until = batch[0].since + self._max_delay
-            while not self._fill(batch) and not self._is_closed:
+            while not self._fill(batch) and not self._is_hurried:
                 left = until - time.monotonic()
                 if left <= 0:
                     break

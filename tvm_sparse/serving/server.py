@@ -40,10 +40,10 @@ class PatientProtocol(H11Protocol):
     """HTTP, with a client that has so long to send a request's head, or to read its answer.
 
     uvicorn waits for both forever; a client could keep a server's connections and memory for
-    nothing.
+    nothing. The application says how long, as `timeout` in the state of its lifespan, and how it
+    hears that the server ends, as `hurry`.
     """
 
-    seconds = 60.0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -56,6 +56,11 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
         self._wait()
 
+    def shutdown(self) -> None:
+        """Hear that the server ends, before it waits for the requests that are under way."""
+        super().shutdown()
+        self.app_state["hurry"]()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
         if self._deadline is not None:
@@ -65,7 +70,8 @@ class PatientProtocol(H11Protocol):
     def _wait(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = self.loop.call_later(self.seconds, self._give_up, self.cycle)
+        seconds = self.app_state["timeout"]
+        self._deadline = self.loop.call_later(seconds, self._give_up, self.cycle)
 
     def _give_up(self, last: Any) -> None:
         # Another one is a request that has begun meanwhile.
