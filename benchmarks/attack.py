@@ -150,7 +150,7 @@ def _read_reply(link: socket.socket) -> Reply | None:
 
 def _length(head: bytes) -> int | None:
     """How long a body is; None where it ends with the connection."""
-    found = re.search(rb"(?i)content-length: *(\d+)", head)
+    found = re.search(rb"(?i)\ncontent-length: *(\d+)", head)
     return int(found[1]) if found else None
 
 
