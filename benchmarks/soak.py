@@ -17,7 +17,6 @@ import random
 import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,7 +133,6 @@ def soak_threads(
         if number % max(1, calls // SAMPLES) == 0:
             memory.append(resident_bytes())
 
-    start = time.perf_counter()
     work_off(calls, callers, call)
     return {
         "calls": calls,
@@ -142,7 +140,6 @@ def soak_threads(
         "threads": threads,
         "instances": module.instances,
         "wrong": len(wrong),
-        "seconds": round(time.perf_counter() - start, 1),
         **spread(memory),
     }
 
@@ -171,7 +168,6 @@ def soak_server(
     memory: list[int] = []
     lock = threading.Lock()
     names = list(ATTACKS)
-    start = time.perf_counter()
     with Served(library, *LIMITS, *options) as server:
         target = Target(server.port, "/v2/models/mlp/infer", "x", WIDTH)
 
@@ -200,7 +196,6 @@ def soak_server(
                 ask(number - before)
 
         work_off(requests + attacks, clients, task)
-        seconds = time.perf_counter() - start
         burst: Counter[int] = Counter()
         x, _ = cases[0]
 
@@ -221,7 +216,6 @@ def soak_server(
         "attacks": attacks,
         "kinds": len(names),
         "clients": clients,
-        "seconds": round(seconds, 1),
         "statuses": by_status(statuses),
         "refused": by_status(refused),
         "burst": by_status(burst),

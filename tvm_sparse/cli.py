@@ -266,8 +266,9 @@ def serve(options: argparse.Namespace) -> None:
         from .serving.server import serve as serve_with
         from .serving.settings import Settings
     except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
         raise MissingExtraError(
-            f"serving needs {error.name}, which is not installed: pip install tvm-sparse[serve]"
+            f"serving needs {name}, which is not installed: pip install tvm-sparse[serve]"
         ) from None
 
     given = {key: getattr(options, key) for key in SERVE_OPTIONS}

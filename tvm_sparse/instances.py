@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Instance = TypeVar("Instance")
@@ -34,17 +33,25 @@ class InstancePool(Generic[Instance]):
         self._made = 1
         self._returned = threading.Condition()
 
-    @contextmanager
-    def lent(self) -> Iterator[Instance]:
-        """Have an instance for oneself; a fork of the process waits until it is given back."""
-        with _calls.running():
-            instance = self._take()
-            try:
-                yield instance
-            finally:
-                with self._returned:
-                    self._free.append(instance)
-                    self._returned.notify()
+    def lent(self) -> Loan[Instance]:
+        """Have an instance for oneself, in a `with`; a fork waits until it is given back."""
+        return Loan(self)
+
+    def take(self) -> Instance:
+        """Take an instance; `give` gives it back."""
+        _calls.begin()
+        try:
+            return self._take()
+        except BaseException:
+            _calls.end()
+            raise
+
+    def give(self, instance: Instance) -> None:
+        """Give an instance back, to the caller who waits longest."""
+        with self._returned:
+            self._free.append(instance)
+            self._returned.notify()
+        _calls.end()
 
     def _take(self) -> Instance:
         with self._returned:
@@ -65,6 +72,20 @@ class InstancePool(Generic[Instance]):
             raise
 
 
+class Loan(Generic[Instance]):
+    """An instance of a pool, taken where a `with` begins and given back where it ends."""
+
+    def __init__(self, pool: InstancePool[Instance]) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> Instance:
+        self._instance = self._pool.take()
+        return self._instance
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.give(self._instance)
+
+
 class _Calls:
     """The calls that are running in this process, which a fork must not cut in two.
 
@@ -83,21 +104,21 @@ class _Calls:
                 before=self._hold, after_in_parent=self._go_on, after_in_child=self._go_on
             )
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
+    def begin(self) -> None:
+        """Count a call that begins; while the process forks, wait."""
         with self._changed:
             while self._is_forking:
                 self._changed.wait()
             self._running += 1
         self._own.count = getattr(self._own, "count", 0) + 1
-        try:
-            yield
-        finally:
-            self._own.count -= 1
-            with self._changed:
-                self._running -= 1
-                if self._is_forking:
-                    self._changed.notify_all()
+
+    def end(self) -> None:
+        """Count a call that has ended."""
+        self._own.count -= 1
+        with self._changed:
+            self._running -= 1
+            if self._is_forking:
+                self._changed.notify_all()
 
     def _hold(self) -> None:
         own = getattr(self._own, "count", 0)

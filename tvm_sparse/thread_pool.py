@@ -152,7 +152,8 @@ def _warn_of_too_many(threads: int, cores: Sequence[int]) -> None:
         warnings.warn(
             f"the module asks for {threads} threads and runs on {len(cores)}: it may use {allowed}",
             RuntimeWarning,
-            stacklevel=7,
+            # Where the module was called.
+            stacklevel=6,
         )
 
 

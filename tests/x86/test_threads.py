@@ -72,6 +72,15 @@ def test_there_are_as_many_instances_as_have_cores_for_their_threads(library: Pa
     assert ts.load_module(library, threads=1, cpus=[available_cores()[0]]).instances == 1
 
 
+def test_more_threads_than_cores_are_said_where_the_module_is_called(library: Path) -> None:
+    module = ts.load_module(library, threads=2, cpus=[available_cores()[0]])
+    for call in (module, lambda x, z: module.run({"x": x, "z/0": z})):
+        with pytest.warns(RuntimeWarning, match="asks for 2 threads and runs on 1") as found:
+            call(*pair_inputs())
+        assert found[0].filename == __file__
+        module._machines._free[0]._team = None
+
+
 def test_a_module_runs_on_its_cores_alone(library: Path) -> None:
     core = available_cores()[-1]
     module = ts.load_module(library, threads=1, cpus=[core])
