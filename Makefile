@@ -24,7 +24,7 @@ help:
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
-	@echo "make bench-forms  measure every form of sparsity; rewrites the table of docs/forms.md"
+	@echo "make bench-forms  measure every form of sparsity; and its accuracy; rewrites docs/forms.md"
 	@echo "make bench-tuning  tune networks and walk whole spaces; rewrites the figures of docs/tuning.md"
 	@echo "make bench-cuda  time kernels for GPUs beside NVIDIA's libraries; needs nvcc and a GPU"
 	@echo "make clean       remove everything that these targets made"
@@ -73,7 +73,7 @@ test-slow: $(TEST)/ready
 # From PyPI, torch for Linux brings gigabytes of CUDA libraries that nothing here uses. To avoid
 # them, install the CPU build into $(TEST) from PyTorch's own index first.
 test-torch: $(TEST)/ready
-	$(TEST)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 'onnxscript>=0.3'
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 -e '.[tutorials]'
 	$(TEST)/bin/pytest -n 2 -m torch
 
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
@@ -94,10 +94,14 @@ bench-kernels: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/plot_kernels.py
 	$(TEST)/bin/python benchmarks/kernels_page.py
 
-# A quarter of an hour.
+# An hour, half of it training; ONNX files that are in build/digits are not trained again. Of torch
+# the same holds as above.
 bench-forms: $(TEST)/ready
-	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[kernels]'
+	$(TEST)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 -e '.[kernels,tutorials]'
 	$(TEST)/bin/python benchmarks/forms.py
+	$(TEST)/bin/python benchmarks/accuracy.py train
+	$(TEST)/bin/python benchmarks/accuracy.py time
+	$(TEST)/bin/python benchmarks/accuracy.py page
 
 # An hour of the same.
 bench-tuning: $(TEST)/ready

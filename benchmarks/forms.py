@@ -2,9 +2,10 @@
 
     python benchmarks/forms.py [--case TEXT] [--cpu N] [--seconds S]
 
-One layer in float32 on one thread, pinned; the kernel that the plan picks and the fastest one of
-each sparse format, with weights of the same form in rotation (so that loops differ, as in a
-network), interleaved with ONNX Runtime and OpenVINO in float32. Results go to
+One layer in float32 on one thread, pinned; the kernel that the plan picks, alone and between layers
+that keep their activations in panels, and the fastest one of each sparse format, with weights of
+the same form in rotation (so that loops differ, as in a network), interleaved with ONNX Runtime and
+OpenVINO in float32; where channels were pruned also on the smaller dense layer. Results go to
 `benchmarks/results/forms-<processor>.json`, the table to docs/forms.md.
 """
 
@@ -14,7 +15,7 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from cases import MatmulCase
 from cuda_cases import kept
 from networks import rewrite_page
-from ours import Choice, Shop, layer_of
+from ours import Choice, Shop, between_panels, layer_of
 from peers import best_float32, dense_peers
 from timing import System, hot, rotating
 from truth import Truth
@@ -34,12 +35,17 @@ from tvm_sparse.targets import resolve_target
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "forms.md"
-MARKS = ("<!-- forms:begin -->", "<!-- forms:end -->")
-LAYER = MatmulCase(768, 768, 128)
+LAYER, FEW = MatmulCase(768, 768, 128), MatmulCase(2048, 2048, 1)
+# What the page has between which marks.
+TABLES = {
+    LAYER: ("<!-- forms:begin -->", "<!-- forms:end -->"),
+    FEW: ("<!-- few:begin -->", "<!-- few:end -->"),
+}
 COPIES = 8
 
 # Forms, as `cuda_cases.kept` names them, and shares of zeros; N:M has its own. Of "channel", whole
-# outputs go, and of "inputs" whole inputs.
+# outputs go, and of "inputs" whole inputs. "+5%" gives so many more nonzeros back, the largest of
+# what was cut: almost that form.
 FORMS: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("unstructured", (0.5, 0.75, 0.9, 0.95)),
     ("2:4", (0.5,)),
@@ -48,31 +54,51 @@ FORMS: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("block:4x1", (0.75, 0.9, 0.95)),
     ("block:8x1", (0.75, 0.9, 0.95)),
     ("block:16x1", (0.75, 0.9, 0.95)),
+    ("block:16x1+5%", (0.75, 0.9)),
     ("block:1x16", (0.75, 0.9, 0.95)),
     ("block:32x32", (0.75, 0.9, 0.95)),
     ("tile-wise:128", (0.75, 0.9)),
+    ("tile-wise:128+5%", (0.75, 0.9)),
     ("64:2:8", (0.75,)),
     ("channel", (0.5, 0.75)),
     ("inputs", (0.5, 0.75)),
 )
 
 
+# The same of one token, where a layer reads its weight once and does little else.
+FORMS_OF_FEW: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("unstructured", (0.5, 0.75, 0.9, 0.95)),
+    ("2:4", (0.5,)),
+    ("4:8", (0.5,)),
+    ("1:4", (0.75,)),
+    ("block:16x1", (0.75, 0.9)),
+    ("channel", (0.5,)),
+    ("inputs", (0.5,)),
+)
+
+
 @dataclass(frozen=True)
 class Form:
-    """A form at a share of zeros."""
+    """A form at a share of zeros, of a layer."""
 
     form: str
     zeros: float
+    layer: MatmulCase = LAYER
 
     @property
     def name(self) -> str:
         """What the table calls it."""
         return f"{self.form}, {100 * self.zeros:g} %"
 
+    @property
+    def key(self) -> str:
+        """What the results call it."""
+        return f"{self.layer.name} {self.name}"
+
     def weight(self, seed: int) -> np.ndarray:
         """Draw a pruned weight [outputs, inputs], its magnitudes uneven as trained ones are."""
         rng = np.random.default_rng(seed)
-        shape = (LAYER.m, LAYER.k)
+        shape = (self.layer.m, self.layer.k)
         scales = [np.exp(0.4 * rng.standard_normal(size)) for size in shape]
         weight = rng.standard_normal(shape) * scales[0][:, None] * scales[1]
         weight = weight.astype(np.float32)
@@ -82,15 +108,31 @@ class Form:
             gone = np.argsort(norms)[: round(self.zeros * len(norms))]
             weight[(gone, slice(None)) if axis == 0 else (slice(None), gone)] = 0
             return weight
-        return weight * kept(np.abs(weight), self.form, self.zeros)
+        form, _, more = self.form.partition("+")
+        stays = kept(np.abs(weight), form, self.zeros)
+        if more:
+            rest = np.where(stays, 0, np.abs(weight)).reshape(-1)
+            count = round(float(more.rstrip("%")) / 100 * stays.sum())
+            stays.reshape(-1)[np.argpartition(rest, -count)[-count:]] = True
+        return weight * stays
+
+    @property
+    def smaller(self) -> MatmulCase | None:
+        """The dense layer that is left where channels were pruned."""
+        left = 1 - self.zeros
+        if self.form == "channel":
+            return replace(self.layer, m=round(left * self.layer.m))
+        if self.form == "inputs":
+            return replace(self.layer, k=round(left * self.layer.k))
+        return None
 
 
 def measure(form: Form, seconds: float) -> dict[str, Any]:
     """Time one form; check every kernel first."""
     shop = Shop("native", 1)
-    x = LAYER.input()
-    layers = [layer_of(LAYER, form.weight(seed), x) for seed in range(COPIES)]
-    truths = [Truth(LAYER, layer.weight, x) for layer in layers]
+    case, x = form.layer, form.layer.input()
+    layers = [layer_of(case, form.weight(seed), x) for seed in range(COPIES)]
+    truths = [Truth(case, layer.weight, x) for layer in layers]
     planned = shop.planned(layers[0])
     choices = {"plan": planned, **_best_by_format(shop, layers[0], truths[0])}
     systems: dict[str, System] = {}
@@ -99,22 +141,46 @@ def measure(form: Form, seconds: float) -> dict[str, Any]:
         kernels = [shop.build(layer, choice) for layer in layers]
         for kernel, truth in zip(kernels, truths, strict=True):
             kernel.call()
-            truth.check(f"{form.name}: {choice}", kernel.output())
+            truth.check(f"{form.key}: {choice}", kernel.output())
         systems[name] = System([k.call for k in kernels], kernels[0].nothing)
         packed[name] = kernels[0].packed_bytes
-    for name, peer in dense_peers(LAYER, layers[0].weight, x, 1, only_float32=True).items():
-        systems[name] = System([peer.call, peer.call], peer.nothing)
+    if case.n > 1:
+        between = [between_panels(layer) for layer in layers]
+        choices["panels"] = shop.planned(between[0])
+        kernels = [shop.build(layer, choices["panels"]) for layer in between]
+        systems["panels"] = System([k.call for k in kernels], kernels[0].nothing)
+    systems |= _dense_systems(case, x, "dense")
+    if form.smaller is not None:
+        systems |= _dense_systems(form.smaller, form.smaller.input(), "smaller")
     times = {name: spread.median for name, spread in rotating(systems, seconds).items()}
-    dense = best_float32({k: v for k, v in times.items() if k not in choices})
     return {
+        "key": form.key,
         "name": form.name,
         "pattern": profile_weight(layers[0].weight).pattern,
         "us": times,
-        "dense_us": dense,
+        "dense_us": _best(times, "dense"),
+        "smaller_us": _best(times, "smaller"),
         "kernels": {name: str(choice) for name, choice in choices.items()},
         "packed_bytes": packed,
         "dense_bytes": layers[0].weight.nbytes,
     }
+
+
+def _dense_systems(case: MatmulCase, x: np.ndarray, prefix: str) -> dict[str, System]:
+    """Prepare the dense libraries, with weights in rotation like ours."""
+    rng = np.random.default_rng(0)
+    shape = (case.m, case.k)
+    weights = [rng.standard_normal(shape).astype(np.float32) for _ in range(COPIES)]
+    copies = [dense_peers(case, weight, x, 1, only_float32=True) for weight in weights]
+    return {
+        f"{prefix} {name}": System([peers[name].call for peers in copies], copies[0][name].nothing)
+        for name in copies[0]
+    }
+
+
+def _best(times: dict[str, float], prefix: str) -> float | None:
+    found = {k.removeprefix(f"{prefix} "): v for k, v in times.items() if k.startswith(prefix)}
+    return best_float32(found) if found else None
 
 
 def _best_by_format(shop: Shop, layer: Any, truth: Truth) -> dict[str, Choice]:
@@ -135,38 +201,57 @@ def _best_by_format(shop: Shop, layer: Any, truth: Truth) -> dict[str, Choice]:
 
 def table(cases: list[dict[str, Any]]) -> str:
     """Write times over dense of the plan and of every format, and bytes over dense."""
-    formats = [name for name in cases[0]["kernels"] if name != "plan"]
-    heads = ["found as", "plan picks", "plan", *(f"`{name}`" for name in formats), "bytes"]
+    formats = [name for name in cases[0]["kernels"] if name not in ("plan", "panels")]
+    timed = [name for name in ("plan", "panels") if name in cases[0]["us"]] + formats
+    titles = {"plan": "plan", "panels": "in panels"} | {name: f"`{name}`" for name in formats}
+    ratios = [titles[name] for name in timed]
+    heads = ["form, zeros", "found as", "plan picks", *ratios, "bytes", "smaller dense"]
     lines = [
-        f"| form, zeros | {' | '.join(heads)} |",
-        f"| --- | --- | --- |{' ---: |' * (len(heads) - 2)}",
+        f"| {' | '.join(heads)} |",
+        f"| --- | --- | --- |{' ---: |' * (len(heads) - 3)}",
     ]
     for case in cases:
-        ratios = [f"{case['dense_us'] / case['us'][name]:.1f}x" for name in ("plan", *formats)]
+        faster = [f"{case['dense_us'] / case['us'][name]:.1f}x" for name in timed]
         share = case["packed_bytes"]["plan"] / case["dense_bytes"]
         picked = f"`{case['kernels']['plan'].split()[0]}`"
-        cells = [case["name"], case["pattern"], picked, *ratios, f"{share:.2f}"]
+        smaller = case["smaller_us"]
+        beside = f"{case['us']['plan'] / smaller:.2f}" if smaller else ""
+        cells = [case["name"], case["pattern"], picked, *faster, f"{share:.2f}", beside]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--case", default="", help="only forms whose names hold this text")
+    parser.add_argument("--case", default="", help="only what has this text in shape and form")
     parser.add_argument("--cpu", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=2.0)
     options = parser.parse_args()
     os.sched_setaffinity(0, {options.cpu})
     mcpu = str(resolve_target("native").attrs["mcpu"])
     path = ROOT / "benchmarks" / "results" / f"forms-{mcpu}.json"
-    results = {case["name"]: case for case in json.loads(path.read_text())} if path.exists() else {}
-    for form in (Form(form, zeros) for form, shares in FORMS for zeros in shares):
-        if options.case in form.name:
-            results[form.name] = measure(form, options.seconds)
+    results = {case["key"]: case for case in json.loads(path.read_text())} if path.exists() else {}
+    for form in all_forms():
+        if options.case in form.key:
+            results[form.key] = measure(form, options.seconds)
             write_text(path, json.dumps(list(results.values()), indent=1) + "\n")
-            print(table([results[form.name]]).splitlines()[-1], flush=True)
-    rewrite_page(PAGE, table(list(results.values())), MARKS)
+            print(table([results[form.key]]).splitlines()[-1], flush=True)
+    for layer, marks in TABLES.items():
+        cases = [results[f.key] for f in all_forms() if f.layer == layer and f.key in results]
+        if cases:
+            rewrite_page(PAGE, table(cases), marks)
     return 0
+
+
+def all_forms() -> list[Form]:
+    """List what the tables have."""
+    both = ((LAYER, FORMS), (FEW, FORMS_OF_FEW))
+    return [
+        Form(form, zeros, layer)
+        for layer, forms in both
+        for form, shares in forms
+        for zeros in shares
+    ]
 
 
 if __name__ == "__main__":

@@ -70,8 +70,15 @@ def _tiny() -> bytes:
 def dense_peers(
     case: Case, weight: np.ndarray, x: np.ndarray, threads: int, *, only_float32: bool = False
 ) -> dict[str, Peer]:
-    """Prepare every installed peer."""
+    """Prepare every installed peer on a model of one operator."""
     model = one_operator(case, weight, x.shape).SerializeToString()
+    return peers_of(model, x, threads, only_float32=only_float32)
+
+
+def peers_of(
+    model: bytes, x: np.ndarray, threads: int, *, only_float32: bool = False
+) -> dict[str, Peer]:
+    """Prepare every installed peer on a model whose input is "x", and whose output "y"."""
     found: dict[str, Peer] = {}
     if find_spec("onnxruntime"):
         found["onnxruntime"] = _onnxruntime(model, x, threads)

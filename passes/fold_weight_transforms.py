@@ -162,6 +162,12 @@ def _stored_size(array: np.ndarray) -> int:
     return int(np.prod([size for size, stride in sizes if stride != 0], dtype=np.int64))
 
 
+def _grows(arrays: list[np.ndarray]) -> bool:
+    """Say whether an elementwise result is large, and larger than all that it comes from."""
+    size = np.prod(np.broadcast_shapes(*(array.shape for array in arrays)), dtype=np.int64)
+    return bool(size > max(GROWTH_LIMIT, *(_stored_size(array) for array in arrays)))
+
+
 def _static_dims(shape: Any) -> tuple[int, ...] | None:
     if not isinstance(shape, relax.ShapeExpr):
         return None
@@ -266,23 +272,19 @@ def _full_like(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
 
 
 def _where(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-    largest = max(_stored_size(array) for array in arrays)
-    size = np.prod(np.broadcast_shapes(*(array.shape for array in arrays)), dtype=np.int64)
-    return np.where(*arrays) if size <= max(GROWTH_LIMIT, largest) else None
+    return None if _grows(arrays) else np.where(*arrays)
 
 
 def _compare(function: Callable[..., np.ndarray]) -> Evaluator:
     def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-        return None if max(array.size for array in arrays) > GROWTH_LIMIT else function(*arrays)
+        return None if _grows(arrays) else function(*arrays)
 
     return evaluate
 
 
 def _elementwise(function: Callable[..., np.ndarray]) -> Evaluator:
     def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-        largest = max(_stored_size(array) for array in arrays)
-        size = np.prod(np.broadcast_shapes(*(array.shape for array in arrays)), dtype=np.int64)
-        if size > max(GROWTH_LIMIT, largest):
+        if _grows(arrays):
             return None
         result = np.asarray(function(*arrays))
         return result if result.dtype == arrays[0].dtype else None

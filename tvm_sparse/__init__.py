@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .pruning import prune, prune_module
     from .report import Report
     from .runtime import CompiledModule
+    from .session import InferenceSession
     from .tuner import tune
     from .tuning.result import TuningResult
 
 # Public name -> module, loaded on first use: importing this package is cheap and needs no TVM.
 _PUBLIC: dict[str, str] = {
     "CompiledModule": "runtime",
+    "InferenceSession": "session",
     "Model": "model",
     "Plan": "planner",
     "Report": "report",
@@ -43,6 +45,7 @@ _PUBLIC: dict[str, str] = {
 
 __all__ = [
     "CompiledModule",
+    "InferenceSession",
     "Model",
     "Plan",
     "Report",

@@ -98,7 +98,7 @@ def inspect(options: argparse.Namespace) -> None:
     """Print the sparsity of every weight."""
     import tvm_sparse as ts
 
-    report = ts.inspect(_load(options))
+    report = ts.inspect(options.model if _is_checkpoint(options) else _load(options))
     if options.json == "-":
         print(report.to_json().rstrip())
         return
@@ -110,13 +110,19 @@ def inspect(options: argparse.Namespace) -> None:
 def prune(options: argparse.Namespace) -> None:
     """Prune an ONNX file: set its least important weights to zero."""
     from .files import save_onnx
+    from .frontends.tensor_files import need_safetensors, save_tensors
     from .pruning import prune_with_report
+    from .pruning.onnx_weights import OnnxWeights
 
     _check_writable(options.output)
+    if options.masks:
+        need_safetensors(f"writing '{options.masks}'")
+        _check_writable(options.masks)
     gradients = read_inputs([("", path) for path in options.gradients], ())
     calibration = read_inputs(options.calibration, _input_names(options)) or None
+    model, notes = _with_weights(options)
     report = prune_with_report(
-        options.model,
+        model,
         options.pattern,
         options.sparsity,
         options.scope,
@@ -128,8 +134,12 @@ def prune(options: argparse.Namespace) -> None:
         remove_channels=options.remove_channels,
     )
     save_onnx(report.model, options.output)
+    if options.masks:
+        save_tensors(options.masks, OnnxWeights(report.model).masks())
     print(report)
-    print(f"wrote {options.output}")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {' and '.join(filter(None, (options.output, options.masks)))}")
 
 
 def _input_names(options: argparse.Namespace) -> list[str]:
@@ -283,8 +293,9 @@ def bench(options: argparse.Namespace) -> int:
 
     if options.json and options.json != "-":
         _check_writable(options.json)
+    model, notes = _with_weights(options)
     result = measure(
-        options.model,
+        model,
         options.against,
         options.threads or 1,
         target=options.target,
@@ -294,8 +305,11 @@ def bench(options: argparse.Namespace) -> int:
         shapes=_shapes(options),
         repeats=options.repeats,
         seconds=options.seconds,
+        name=Path(options.model).stem,
         progress=Progress(),
     )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     if options.json == "-":
         print(result.to_json().rstrip())
     else:
@@ -314,6 +328,33 @@ def demo(options: argparse.Namespace) -> None:
     show(folder=options.output, threads=options.threads or 1, model=options.model)
 
 
+def cache(options: argparse.Namespace) -> None:
+    """List or remove the libraries that sessions keep, or tell where they lie."""
+    from .cache import LibraryCache
+
+    store = LibraryCache()
+    if options.action == "path":
+        print(store.folder)
+        return
+    if options.action == "clear":
+        removed = store.clear()
+        print(f"removed {_libraries(len(removed))}, {_bytes(sum(x.size for x in removed))}")
+        return
+    found = store.entries()
+    for library in reversed(found):
+        about = library.about
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(library.used))
+        what = f"{about.get('model', 'damaged')} for {about.get('target', '?')}"
+        threads = f"{about.get('threads', '?')} threads"
+        print(f"{library.key[:12]}  {used}  {_bytes(library.size):>10}  {what}, {threads}")
+    total = sum(library.size for library in found)
+    print(f"{_libraries(len(found))}, {_bytes(total)} of at most {_bytes(store.limit)}")
+
+
+def _libraries(count: int) -> str:
+    return f"{count} {'library' if count == 1 else 'libraries'}"
+
+
 # ---------------------------------------------------------------------------------------------
 # What they share
 # ---------------------------------------------------------------------------------------------
@@ -325,7 +366,26 @@ def _load(options: argparse.Namespace) -> Any:
     source: Any = options.model
     if Path(source).suffix == ".pt2":
         source = _read_torch(source)
-    return ts.load(source, shapes=_shapes(options))
+    return ts.load(source, shapes=_shapes(options), weights=options.weights)
+
+
+def _is_checkpoint(options: argparse.Namespace) -> bool:
+    from .frontends.tensor_files import is_checkpoint
+
+    if not is_checkpoint(options.model):
+        return False
+    if options.weights or options.shape:
+        options.parser.error("a checkpoint has no graph: neither --weights nor --shape fits it")
+    return True
+
+
+def _with_weights(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
+    """Return the ONNX file's path, or its model with other weights and sentences about them."""
+    if not options.weights:
+        return options.model, ()
+    from .frontends.onnx_overlay import with_weights
+
+    return with_weights(options.model, options.weights)
 
 
 def _read_torch(path: str) -> Any:
@@ -603,12 +663,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
-    _model(parser)
+    _model(parser, "MODEL.onnx|WEIGHTS.safetensors")
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - is stdout")
 
 
 def _prune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL.onnx")
+    _weights(parser)
     parser.add_argument("-o", "--output", required=True, metavar="PRUNED.onnx")
     parser.add_argument(
         "--pattern",
@@ -659,6 +720,11 @@ def _prune_options(parser: argparse.ArgumentParser) -> None:
         "--skip", action="append", default=[], metavar="LAYER", help="leave these alone (pattern)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides between equal scores")
+    parser.add_argument(
+        "--masks",
+        metavar="FILE.safetensors",
+        help="also write what is left of each weight as a mask, NAME_mask, for other tools",
+    )
 
 
 def _tune_options(parser: argparse.ArgumentParser) -> None:
@@ -864,8 +930,22 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     _threads(parser)
 
 
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL.onnx")
+def _weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        metavar="FILE.safetensors",
+        help="lay these over the model's weights, by name (or the folder or index of several "
+        "files); masks alone set to zero what they hide",
+    )
+
+
+def _cache_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("list", "clear", "path"))
+
+
+def _model(parser: argparse.ArgumentParser, metavar: str = "MODEL.onnx") -> None:
+    parser.add_argument("model", metavar=metavar)
+    _weights(parser)
     parser.add_argument(
         "--shape",
         type=_argument(_read_shape),
@@ -920,4 +1000,5 @@ COMMANDS: Mapping[
     "serve": (serve, _serve_options),
     "bench": (bench, _bench_options),
     "demo": (demo, _demo_options),
+    "cache": (cache, _cache_options),
 }

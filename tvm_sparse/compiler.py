@@ -22,6 +22,8 @@ from .cpu_features import machine_identity, missing_features, required_features
 from .cuda_toolkit import gpu_here, machine_code, runs_on
 from .deploy import export, wrap_executable
 from .errors import ModelError, PlanError
+from .frontends.tensor_files import is_checkpoint
+from .inspection import inspect_checkpoint
 from .manifest import Manifest
 from .model import Model
 from .ops import WeightSite
@@ -52,6 +54,7 @@ def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -
     Parameters
     ----------
     source : path, onnx.ModelProto, torch.export.ExportedProgram, tvm.IRModule or Model
+        Or a safetensors file, its index or its folder: then the weights by name, without a graph.
     shapes : mapping, optional
         Fixes symbolic dimensions, by input name.
 
@@ -60,6 +63,10 @@ def inspect(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -
     Report
         `str` gives a table, `.layers` and `.to_json()` the data.
     """
+    if is_checkpoint(source):
+        if shapes:
+            raise ModelError("a checkpoint has no graph, and so no inputs whose shapes to fix")
+        return inspect_checkpoint(source)
     model = load_model(source, shapes)
     layers = []
     for fused_site in collect_weights(model):

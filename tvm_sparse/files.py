@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 LARGEST_PROTOBUF = 2**31 - 2**24
 
 
+def home_folder() -> Path:
+    """Tell where this package keeps what it may make again: `TVM_SPARSE_HOME`, or the user's cache.
+
+    The folder need not exist.
+    """
+    home = os.environ.get("TVM_SPARSE_HOME")
+    if home:
+        return Path(home)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "tvm_sparse"
+
+
 @contextmanager
 def written_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what is written there takes its place at the end.

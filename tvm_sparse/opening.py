@@ -57,8 +57,8 @@ def open_library(file: Path, manifest: Manifest, wrap: Callable[[Any], Opened]) 
     import tvm_ffi
 
     try:
-        with without_chatter():
-            library = tvm_ffi.load_module(str(file))
+        with without_chatter(), _fresh_name(file) as link:
+            library = tvm_ffi.load_module(str(link))
         return wrap(library)
     except SparseError:
         raise
@@ -67,6 +67,19 @@ def open_library(file: Path, manifest: Manifest, wrap: Callable[[Any], Opened]) 
         raise LibraryError(
             f"'{file}' cannot be loaded (it was built with TVM {manifest.tvm_version}): {lines[0]}"
         ) from error
+
+
+@contextmanager
+def _fresh_name(file: Path) -> Iterator[Path]:
+    """Link to a file under a name that the loader has not seen.
+
+    It knows libraries by name first: of a file that was replaced since, it would hand out the old
+    one, as long as something of that is alive.
+    """
+    with tempfile.TemporaryDirectory(prefix="tvm-sparse-") as folder:
+        link = Path(folder) / file.name
+        link.symlink_to(file.resolve())
+        yield link
 
 
 @contextmanager

@@ -16,6 +16,12 @@ from .squares import transposed
 class ChannelConv(ConvIO):
     """X [n][ic][ih][iw] in, Y [n][oc][oh][ow] out; any tap is read from the padded image."""
 
+    keeps_panels = False
+
+    def declare_weight(self, size: int) -> Any:
+        """Declare the values."""
+        return B.arg("values", B.Buffer((size,), "float32"))
+
     def prepare_whole(self, image: Any) -> None:
         """Copy the image into its padded form."""
         self.prepare(image, 0, [(0, self.geometry.pixels)])
@@ -24,7 +30,7 @@ class ChannelConv(ConvIO):
         """Tell where a tap of an image's channel lies."""
         g, p = self.geometry, self.padded
         if not p.needed:
-            return Activations(self.x, (image * g.in_channels + channel) * g.pixels, g.out_width, 1)
+            return Activations(self.x, self.plane(image, channel) * g.pixels, g.out_width, 1)
         return Activations(
             self.source, p.channel_offset(channel) + p.tap_offset(y, x), p.row_stride, 1
         )
@@ -35,6 +41,13 @@ class ChannelConv(ConvIO):
         with B.serial(0, squares) as square, B.serial(0, shape.vectors) as vector:
             low = panel * shape.width + vector * shape.lanes
             self._store_square(image, sums, shape, low, vector, square)
+
+    def drain_panels(self, image: Any, sums: Any, shape: ChannelShape) -> None:
+        """Every panel was stored."""
+
+    def row_of(self, slot: Any) -> Any:
+        """Tell which output channel a row of the weight is."""
+        return slot
 
     def _store_square(
         self, image: Any, sums: Any, shape: ChannelShape, low: Any, vector: Any, square: Any
@@ -49,4 +62,4 @@ class ChannelConv(ConvIO):
         )
         count = T.max(0, T.min(shape.rows - low, v.lanes)) if shape.rows % shape.width else v.lanes
         with B.serial(0, count) as i:
-            self.store_run(v.lanes, low + i, image, first, runs, i * v.lanes)
+            self.store_run(v.lanes, self.row_of(low + i), image, first, runs, i * v.lanes)

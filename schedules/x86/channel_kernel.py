@@ -10,6 +10,7 @@ are what such a layer waits for.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,11 +99,18 @@ class ChannelIO(Protocol):
     def declare_input(self) -> None:
         """Declare the activations, the first argument."""
 
+    def declare_weight(self, size: int) -> Any:
+        """Declare the weight's arrays, and return its values, of `size` elements."""
+
     def declare_output(self) -> None:
         """Declare the epilogue's operands and the result, the last arguments."""
 
     def open_views(self) -> None:
         """Alias the arguments of several dimensions as flat buffers, once all are declared."""
+
+    @property
+    def keeps_panels(self) -> bool:
+        """Whether all panels of an image are kept, and stored together."""
 
     def images(self) -> Any:
         """How often the whole product runs, each time on its own pixels: images, times groups."""
@@ -119,9 +127,12 @@ class ChannelIO(Protocol):
     def drain(self, image: Any, sums: Any, shape: ChannelShape, panel: Any) -> None:
         """Emit the store of a panel of results, which `sums` holds as [pixel][shape.width]."""
 
+    def drain_panels(self, image: Any, sums: Any, shape: ChannelShape) -> None:
+        """Emit the store of all panels, which `sums` holds as [pixel][panel][shape.width]."""
+
 
 def build_channel_kernel(name: str, shape: ChannelShape, io: ChannelIO, tiles: PixelTiles) -> Any:
-    """Build the PrimFunc: arguments x, values, epilogue vectors, epilogue tensors, y.
+    """Build the PrimFunc: arguments x, the weight's, epilogue vectors, epilogue tensors, y.
 
     The weight is packed in `dense` panels of `shape.width` rows.
     """
@@ -130,18 +141,16 @@ def build_channel_kernel(name: str, shape: ChannelShape, io: ChannelIO, tiles: P
             B.func_name(name)
             B.func_attr({"tirx.noalias": True, "op_pattern": 8})
             io.declare_input()
-            values = B.arg("values", B.Buffer((shape.size,), "float32"))
+            values = io.declare_weight(shape.size)
             io.declare_output()
             io.open_views()
-            emitter = _Emitter(shape, io, tiles, values)
-            if shape.threads > 1:
-                share = math.ceil(shape.panels / shape.threads)
-                with B.parallel(0, shape.threads) as thread:
-                    first = thread * share
-                    emitter.images(first, T.max(0, T.min(share, shape.panels - first)))
-            else:
-                emitter.images(0, shape.panels)
+            _Emitter(shape, io, tiles, values).emit()
     return builder.get()
+
+
+def loop(count: Any, threads: int) -> Any:
+    """Emit a loop, over threads if there are several."""
+    return B.parallel(0, count) if threads > 1 else B.serial(0, count)
 
 
 class _Emitter:
@@ -149,18 +158,46 @@ class _Emitter:
         self.shape, self.io, self.tiles, self.values = shape, io, tiles, values
         self.vectors = Vectors(shape.lanes)
 
-    def images(self, first: Any, count: Any) -> None:
-        """Multiply all images with `count` panels of every group from `first` on."""
-        lanes = self.shape.lanes
-        # Whole squares are transposed.
-        pixels = math.ceil(self.tiles.height * self.tiles.width / lanes) * lanes
-        self.sums = B.alloc_buffer((pixels * self.shape.width,), "float32", scope="global")
+    def emit(self) -> None:
+        """Multiply all images with all panels of every group."""
+        if not self.io.keeps_panels:
+            self._share_panels(self._images)
+            return
+        self._reserve_sums(self.shape.panels)
         with B.serial(0, self.io.images()) as image:
             self.io.prepare_whole(image)
-            with B.serial(0, count) as step:
-                panel = first + step
-                with B.serial(0, self.shape.blocks) as block:
-                    self.tiles.emit(lambda pixels: self._tile(image, panel, block, pixels))
+            self._share_panels(lambda first, count: self._panels(image, first, count))
+            self.io.drain_panels(image, self.sums, self.shape)
+
+    def _share_panels(self, emit: Callable[[Any, Any], None]) -> None:
+        """Emit what computes `count` panels from `first` on, for every thread its share."""
+        s = self.shape
+        if s.threads == 1:
+            emit(0, s.panels)
+            return
+        share = math.ceil(s.panels / s.threads)
+        with B.parallel(0, s.threads) as thread:
+            emit(thread * share, T.max(0, T.min(share, s.panels - thread * share)))
+
+    def _reserve_sums(self, panels: int) -> None:
+        lanes = self.shape.lanes
+        # Whole squares are transposed, and vectors begin anywhere in a row.
+        pixels = math.ceil(self.tiles.height * self.tiles.width / lanes) * lanes
+        self.stride = panels * self.shape.width
+        self.sums = B.alloc_buffer((pixels * self.stride + lanes,), "float32", scope="global")
+
+    def _images(self, first: Any, count: Any) -> None:
+        self._reserve_sums(1)
+        with B.serial(0, self.io.images()) as image:
+            self.io.prepare_whole(image)
+            self._panels(image, first, count)
+
+    def _panels(self, image: Any, first: Any, count: Any) -> None:
+        with B.serial(0, count) as step:
+            panel = first + step
+            with B.serial(0, self.shape.blocks) as block:
+                self.tiles.emit(lambda pixels: self._tile(image, panel, block, pixels))
+            if not self.io.keeps_panels:
                 self.io.drain(image, self.sums, self.shape, panel)
 
     def _tile(self, image: Any, panel: Any, block: Any, pixels: Rectangle) -> None:
@@ -169,8 +206,10 @@ class _Emitter:
         tile = RegisterTile(self.vectors, pixels.height * pixels.width, s.vectors)
         tile.clear()
         self._multiply(tile, image, panel, block, pixels)
-        first = (pixels.top * self.tiles.width + pixels.left) * s.width
-        offsets = pixels.offsets(self.tiles.width * s.width, s.width)
+        first = (pixels.top * self.tiles.width + pixels.left) * self.stride
+        if self.io.keeps_panels:
+            first = first + panel * s.width
+        offsets = pixels.offsets(self.tiles.width * self.stride, self.stride)
         if s.blocks > 1:
             with B.If(block > 0), B.Then():
                 tile.add(self.sums, lambda r: first + offsets[r])

@@ -8,7 +8,7 @@ convolutions of stride 1 without padding read the image itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,10 @@ class ConvIO:
             groups=1,
         )
         self.padded = PaddedImage(self.geometry, lanes)
+
+    def plane(self, image: Any, channel: Any) -> Any:
+        """Tell which plane of x holds a channel of an image."""
+        return image * self.geometry.in_channels + channel
 
     def declare_input(self) -> None:
         """Declare x."""
@@ -85,10 +89,13 @@ class ConvIO:
         for index, share in enumerate(shares):
             band = self.padded.band(*share)
             if len(shares) == 1:
-                self.padded.emit_band(self.x, self.source, image, band)
+                self._pad_band(image, band)
             elif band[0] < band[1]:
                 with B.If(thread == index), B.Then():
-                    self.padded.emit_band(self.x, self.source, image, band)
+                    self._pad_band(image, band)
+
+    def _pad_band(self, image: Any, band: tuple[int, int]) -> None:
+        self.padded.emit_band(self.x, self.source, lambda c: self.plane(image, c), band)
 
     def begin_unit(self, row_range: tuple[Any, Any], first: Any, nt: int) -> None:
         """List what packing copies, and reserve what a long epilogue needs."""
@@ -118,7 +125,7 @@ class ConvIO:
     def _pack_runs(self, panel: Any, image: Any, first: Any, nt: int, block: Any) -> None:
         v, pixels = self.vectors, self.geometry.pixels
         width = nt * v.lanes
-        plane = (image * self.geometry.in_channels + block * self.kb) * pixels
+        plane = self.plane(image, block * self.kb) * pixels
 
         def copy(masked: bool) -> None:
             with B.serial(0, self._block_length(block)) as k:
@@ -314,8 +321,13 @@ class PaddedImage:
         low = first // g.out_width * g.strides[0]
         return low, last // g.out_width * g.strides[0] + (g.kernel[0] - 1) * g.dilation[0] + 1
 
-    def emit_band(self, x: Any, target: Any, image: Any, band: tuple[int, int]) -> None:
-        """Copy a range of padded rows: zeros where the padding is, the image elsewhere."""
+    def emit_band(
+        self, x: Any, target: Any, plane_of: Callable[[Any], Any], band: tuple[int, int]
+    ) -> None:
+        """Copy a range of padded rows: zeros where the padding is, the image elsewhere.
+
+        `plane_of` tells which plane of x holds a channel.
+        """
         g = self.geometry
         low, high = band
         top = g.padding[0]
@@ -326,7 +338,7 @@ class PaddedImage:
                 plane = base + phase * self.plane
                 self._clear(target, plane + low * self.width, (high - low) * self.width)
             if first < last:
-                source = (image * g.in_channels + channel) * g.in_height * g.in_width
+                source = plane_of(channel) * (g.in_height * g.in_width)
                 with B.serial(first, last) as row:
                     self._copy_row(x, source + row * g.in_width, target, base, row + top)
 

@@ -46,6 +46,9 @@ _TURNS = 5.0
 # Cycles from a multiply-add to the next one that needs its result.
 _FMA_LATENCY = 4
 
+# What a multiply-add takes beside the dense kernel's where a permutation comes before it.
+_PERMUTED = 1.4
+
 # Multiply-adds that could be issued while a column of the mask kernel waits for the one before it,
 # which adds to the same accumulators: fewer than the latency says, since cores run ahead.
 _COLUMN_CHAIN = 3
@@ -356,17 +359,18 @@ def sparse_events(
     touched = masks.touched * panels * columns
     vectors = extent.vectors / extent.panels
     multiplied = masks.expected(lambda held: max(held * vectors, _COLUMN_CHAIN))
-    packed_lines = (4 * profile.nnz + 2 * touched + 2 * groups * (1 << mr)) / 64
+    packed = 4 * profile.nnz + 2 * touched + 2 * groups * (1 << mr)
+    far = _far(min(kb, columns), nt, packed / groups, machine)
     return _together(
         _movement(workload, machine, extent, int(config.get("parts", 1))),
-        _lines("weight_line", packed_lines, extent.panels, machine),
+        _lines("weight_line", packed / 64, extent.panels, machine),
         _as_issued(
             {
                 "fma": extent.panels * panels * columns * multiplied,
                 "nonzero": float(extent.panels * profile.nnz),
                 "column": extent.panels * touched,
                 "load": extent.vectors * touched,
-                "far_load": extent.vectors * touched * _far(min(kb, columns), nt, machine),
+                "far_load": extent.vectors * touched * far,
                 "loop": extent.panels * loops,
                 "surprise": loops * _unforeseen(loops, extent.panels),
                 "mask": float(extent.panels * (groups << mr)),
@@ -391,7 +395,7 @@ def sliced_events(
     both = shared * profile.nnz
     # Rows of a slice are as long as its longest: few rows differ more from their neighbours.
     alone = (1 - shared + 5 / rows) * profile.nnz
-    packed_lines = (4 * profile.nnz + 2 * (alone + both / 2) + (12 + 4 * mr) * groups) / 64
+    packed = 4 * profile.nnz + 2 * (alone + both / 2) + (12 + 4 * mr) * groups
     counted: dict[str, float] = {"slice": float(extent.panels * groups)}
     if machine.lanes == 1:
         # The more rows, the more of their values and activations the compiler gathers at once.
@@ -402,13 +406,13 @@ def sliced_events(
         counted["lone_fma"] = extent.vectors * alone * waiting
         counted["fma"] = extent.vectors * both * waiting
         counted["load"] = extent.vectors * both / 2 * width
-        far = _far(min(kb, columns), nt, machine)
+        far = _far(min(kb, columns), nt, packed / groups, machine)
         counted["far_load"] = extent.vectors * (alone + both / 2) * far * width
         counted["spread"] = extent.panels * (alone + both)
         counted["tile"] = extent.vectors * groups * mr * width if blocks > 1 else 0.0
     return _together(
         _movement(workload, machine, extent, int(config.get("parts", 1))),
-        _lines("weight_line", packed_lines, extent.panels, machine),
+        _lines("weight_line", packed / 64, extent.panels, machine),
         _as_issued(counted, extent.vectors * profile.nnz * _width(machine), machine),
     )
 
@@ -424,14 +428,15 @@ def gathered_events(
     listed = _listed_columns(profile, mr)
     cycles_each = max(1 / machine.fma_per_cycle, (mr + nt) / (mr * nt) / 2)
     waiting = max(1.0, _FMA_LATENCY * machine.fma_per_cycle / (mr * nt))
-    packed_lines = (4 * listed * mr + 2 * listed + 6 * groups) / 64
+    packed = 4 * listed * mr + 2 * listed + 6 * groups
+    far = _far(min(kb, columns), nt, packed / groups, machine)
     return _together(
         _movement(workload, machine, extent, int(config.get("parts", 1))),
-        _lines("weight_line", packed_lines, extent.panels, machine),
+        _lines("weight_line", packed / 64, extent.panels, machine),
         {
             "dense_fma": extent.vectors * listed * mr * cycles_each * waiting,
             "column": extent.panels * listed,
-            "far_load": extent.vectors * listed * _far(min(kb, columns), nt, machine),
+            "far_load": extent.vectors * listed * far,
             "loop": float(extent.panels * groups),
             "surprise": groups * _unforeseen(groups, extent.panels),
             "tile": float(extent.vectors * groups * mr if columns > kb else 0),
@@ -481,9 +486,13 @@ def _unforeseen(loops: float, panels: int) -> float:
     return 1 + (panels - 1) * loops / (loops + _REMEMBERED_LOOPS)
 
 
-def _far(kb: int, nt: int, machine: X86Machine) -> float:
-    """Share of the loads of a block of activations that L1 does not serve."""
-    return max(0.0, 1 - machine.l1_bytes / (4 * kb * nt * machine.lanes))
+def _far(kb: int, nt: int, piece: float, machine: X86Machine) -> float:
+    """Share of the loads of a block of activations that L1 does not serve.
+
+    The `piece` bytes of a weight that a panel of rows reads pass through L1 as well.
+    """
+    room = max(0.0, machine.l1_bytes - piece)
+    return max(0.0, 1 - room / (4 * kb * nt * machine.lanes))
 
 
 def _lines(name: str, lines: float, panels: int, machine: X86Machine) -> dict[str, float]:
@@ -663,6 +672,29 @@ def channel_events(workload: Workload, machine: X86Machine, config: Config) -> E
     )
 
 
+def compact_events(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> Events:
+    """Count the events of the channel kernel on the channels that are left."""
+    geometry = workload.geometry
+    assert geometry is not None
+    rows = max(1, profile.shape[0] - profile.empty_rows)
+    channels = max(1, profile.shape[1] // profile.taps - profile.empty_channels)
+    smaller: Geometry
+    if isinstance(geometry, MatmulGeometry):
+        smaller = replace(geometry, m=rows, k=channels)
+        vectors = (geometry.n or SYMBOLIC_TOKENS) * math.ceil(geometry.m / machine.lanes)
+        # Sums are loaded and spread beside being stored.
+        spreading = {"tile": float(vectors), "write": float(vectors)}
+    else:
+        smaller = replace(geometry, in_channels=channels, out_channels=rows)
+        images = geometry.batch or SYMBOLIC_BATCH
+        runs = math.ceil(geometry.pixels / machine.lanes)
+        spreading = {"write": float(images * runs * profile.empty_rows)}
+    left = replace(workload, geometry=smaller)
+    return _together(channel_events(left, machine, config), spreading)
+
+
 def _uneven(pieces: int, threads: int) -> float:
     """Tell how much longer threads work that cannot share `pieces` evenly."""
     return math.ceil(pieces / threads) * threads / pieces
@@ -686,18 +718,45 @@ def _channel_movement(workload: Workload, machine: X86Machine, vectors: int) -> 
 
 
 def gemv_events(workload: Workload, machine: X86Machine) -> Events:
-    """Count the events of the kernel for a handful of tokens.
+    """Count the events of the kernel for a handful of tokens."""
+    assert isinstance(workload.geometry, MatmulGeometry)
+    g = workload.geometry
+    vectors = math.ceil(g.m / machine.lanes) * g.k
+    return _streamed(workload, machine, vectors, vectors * machine.lanes / 16, 1.0)
 
-    It reads every weight once, while it multiplies: the longer of the two counts.
+
+def n_of_m_events(
+    workload: Workload, machine: X86Machine, profile: SparsityProfile, config: Config
+) -> Events:
+    """Count the events of the same kernel on the slots of an N:M weight."""
+    assert isinstance(workload.geometry, MatmulGeometry)
+    g, m = workload.geometry, int(config["m"])
+    bits = math.log2(m)
+    vectors = math.ceil(g.m / machine.lanes) * math.ceil(g.k / m) * _held_of(profile, m)
+    lines = vectors * machine.lanes / 16 * (1 + bits / 32)
+    return _streamed(workload, machine, vectors, lines, _PERMUTED)
+
+
+def _held_of(profile: SparsityProfile, m: int) -> int:
+    """Tell how many slots the fullest group of `m` columns needs, as far as was counted."""
+    known = {fit.n * m // fit.m for fit in profile.nm if fit.holds and m % fit.m == 0}
+    return min(known, default=m)
+
+
+def _streamed(
+    workload: Workload, machine: X86Machine, vectors: int, lines: float, each: float
+) -> Events:
+    """Count what multiplies weight vectors with a few tokens while every line is read once.
+
+    The longer of the two counts; `each` is what a multiply-add takes beside the dense kernel's.
     """
     assert isinstance(workload.geometry, MatmulGeometry)
-    g, prices = workload.geometry, prices_of(machine)
-    vectors = math.ceil(g.m / machine.lanes) * g.k
-    multiplied, lines = vectors * (g.n or SYMBOLIC_TOKENS), vectors * machine.lanes / 16
+    prices = prices_of(machine)
+    multiplied = each * vectors * (workload.geometry.n or SYMBOLIC_TOKENS)
     read = _by_level("gemv_line", lines, lines, machine)
     reading = sum(getattr(prices, name) * count for name, count in read.items())
     left = max(0.0, 1 - multiplied * prices.gemv_fma / reading)
-    return {"gemv_fma": float(multiplied), **{name: n * left for name, n in read.items()}}
+    return {"gemv_fma": multiplied, **{name: n * left for name, n in read.items()}}
 
 
 def depthwise_events(workload: Workload, machine: X86Machine) -> Events:

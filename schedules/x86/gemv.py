@@ -1,4 +1,4 @@
-"""A dense matmul for a handful of tokens: vectors of output features, the weight read once."""
+"""A matmul for a handful of tokens: vectors of output features, the weight read once."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as B
 
-from ...formats import PackedWeight
 from ...targets import X86Machine
 from ...workload import MatmulGeometry, Workload
 from ..base import Config
 from ..vectors import Vectors
 from .matmul_io import argument, flat, store_features
+from .streamed_weights import StreamedWeight
 
 # Tokens by vector registers: each has an accumulator for every vector of the weight.
 MAX_TOKENS: dict[int, int] = {32: 15, 16: 8}
 
-# As many streams of weights as the prefetcher follows, and no more than leave a register for each
-# weight vector beside the accumulators, and these for other things.
+# As many streams of weights as the prefetcher follows, and no more panels than leave a register for
+# each weight vector beside the accumulators, and these for other things.
 _STREAMS = 8
 _SPARE_REGISTERS = 2
 
 
 def build_gemv(
-    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+    workload: Workload, machine: X86Machine, weight: StreamedWeight, config: Config
 ) -> Any:
-    """Build the PrimFunc; the weight is packed in `dense` panels of one vector of rows."""
+    """Build the PrimFunc; the weight is packed in panels of one vector of rows."""
     geometry = workload.geometry
     assert isinstance(geometry, MatmulGeometry) and geometry.n is not None
     lanes, tokens = machine.lanes, geometry.n
     panels = math.ceil(geometry.m / lanes)
     fitting = (machine.registers - _SPARE_REGISTERS) // (tokens + 1)
-    together = min(panels, _STREAMS, max(1, fitting))
+    together = min(panels, _STREAMS // weight.streams, max(1, fitting))
     epilogue = workload.epilogue
     with IRBuilder() as builder:
         with B.prim_func():
             B.func_name("gemv")
             B.func_attr({"tirx.noalias": True, "op_pattern": 8})
             x = argument("x", (tokens, geometry.k))
-            values = B.arg("values", B.Buffer((panels * geometry.k * lanes,), "float32"))
+            weight.declare()
             channels = [
                 B.arg(f"channel{i}", B.Buffer((geometry.m,), "float32"))
                 for i in range(epilogue.channels)
@@ -50,7 +50,7 @@ def build_gemv(
                 argument(f"tensor{i}", (tokens, geometry.m)) for i in range(epilogue.tensors)
             ]
             y = argument("y", (tokens, geometry.m))
-            kernel = _Gemv(workload, lanes, x, values, channels, tensors, y)
+            kernel = _Gemv(workload, lanes, x, weight, channels, tensors, y)
             loop = B.parallel if config["threads"] > 1 else B.serial
             whole, rest = divmod(panels, together)
             with loop(0, whole) as step:
@@ -68,7 +68,7 @@ class _Gemv:
         workload: Workload,
         lanes: int,
         x: Any,
-        values: Any,
+        weight: StreamedWeight,
         channels: list[Any],
         tensors: list[Any],
         y: Any,
@@ -77,7 +77,7 @@ class _Gemv:
         self.geometry, self.epilogue = workload.geometry, workload.epilogue
         self.vectors = Vectors(lanes)
         self.x, self.y, self.tensors = flat(x), flat(y), [flat(tensor) for tensor in tensors]
-        self.values, self.channels = values, channels
+        self.weight, self.channels = weight, channels
 
     def emit(self, first: Any, count: int) -> None:
         """Multiply panels [first, first + count)."""
@@ -87,14 +87,7 @@ class _Gemv:
         for row in acc:
             for register in row:
                 v.store(register, v.zero())
-        with B.serial(0, g.k) as k:
-            weights = [
-                v.keep(v.load(self.values, ((first + p) * g.k + k) * v.lanes)) for p in range(count)
-            ]
-            for token, row in enumerate(acc):
-                scalar = v.splat(self.x[token * g.k + k])
-                for weight, register in zip(weights, row, strict=True):
-                    v.store(register, v.load(register) + weight * scalar)
+        self.weight.multiply(acc, self.x, first)
         for token, row in enumerate(acc):
             for p, register in enumerate(row):
                 self._store(token, (first + p) * v.lanes, v.load(register))

@@ -11,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from ...formats import Match, PackedWeight
+from ...formats.n_of_m import GROUPS
 from ...formats.splitting import MAX_BLOCK
 from ...panels import Panels, split_evenly
 from ...profile import SparsityProfile
 from ...targets import X86Machine
-from ...workload import Conv2dGeometry, MatmulGeometry, Workload
+from ...workload import Conv2dGeometry, Epilogue, MatmulGeometry, Workload
 from ..base import Config, KernelTemplate
+from ..vectors import Vectors
 from . import cost
 from .channel_conv import ChannelConv
 from .channel_kernel import ChannelShape, build_channel_kernel
 from .channel_matmul import ChannelMatmul
+from .compact_channels import CompactConv, CompactMatmul
 from .conv_io import ConvIO
 from .dense_kernel import PARALLEL_MICROSECONDS
 from .depthwise import depthwise_conv2d
@@ -31,6 +34,7 @@ from .panel_kernel import PanelShape, Weight, build_panel_kernel
 from .panel_weights import DenseWeight, GatheredWeight, MaskedWeight, SlicedWeight
 from .panels_io import PanelsIO
 from .pixel_tiles import pixel_tiles
+from .streamed_weights import PERMUTES, DenseStream, NOfMStream
 
 # Blocks of a matmul's columns are whole vectors of every width, whichever one the kernel takes.
 BLOCK_STEP = 16
@@ -78,9 +82,10 @@ _MOST_CHANNEL_COLUMNS = 4096
 _WEIGHTS_OF_L1 = 0.5
 
 # How much of L1 a block of activations takes: somewhat more than all of it, the usual best, since
-# L2 serves the rest beside the arithmetic; in sparse kernels also all of it, or far more where
-# nonzeros are few and blocks dear.
-_BLOCKS_OF_L1 = (1.5, 1, 6)
+# L2 serves the rest beside the arithmetic; in sparse kernels also all of it, far more where
+# nonzeros are few and blocks dear, or less where every second column is a nonzero: their stream
+# takes its part of L1.
+_BLOCKS_OF_L1 = (1.5, 1, 6, 0.67)
 # Blocks of one vector a column are read a line here and a line there: what falls out of L1 is
 # dear, and the weight's streams take their share of it.
 _THIN_BLOCKS_OF_L1 = (0.75, 0.5)
@@ -360,6 +365,18 @@ def _supports_gemv(workload: Workload, machine: X86Machine) -> Match:
     return Match(True)
 
 
+def _supports_n_of_m(workload: Workload, machine: X86Machine) -> Match:
+    if machine.lanes not in PERMUTES:
+        return Match(False, f"vectors of {machine.lanes} floats are not permuted by an index")
+    return _supports_gemv(workload, machine)
+
+
+def _check_n_of_m(workload: Workload, machine: X86Machine, config: Config) -> str:
+    if config["m"] in GROUPS:
+        return ""
+    return f"needs groups of {' or '.join(map(str, GROUPS))} columns as 'm', not {config['m']}"
+
+
 def _supports_channels(workload: Workload, machine: X86Machine) -> Match:
     geometry = workload.geometry
     if isinstance(geometry, MatmulGeometry) and geometry.layout == "panels":
@@ -369,6 +386,10 @@ def _supports_channels(workload: Workload, machine: X86Machine) -> Match:
     if columns_of(workload) > _MOST_CHANNEL_COLUMNS:
         return Match(False, f"only for up to {_MOST_CHANNEL_COLUMNS} pixels of an image, or tokens")
     return Match(True)
+
+
+def _supports_compact(workload: Workload, machine: X86Machine) -> Match:
+    return _supports_sparse(workload, machine) and _supports_channels(workload, machine)
 
 
 def _supports_depthwise(workload: Workload, machine: X86Machine) -> Match:
@@ -417,6 +438,11 @@ def _gemv_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return [{"mr": machine.lanes, "groups": 1, "threads": threads}]
 
 
+def _n_of_m_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    [usual] = _gemv_space(workload, machine)
+    return [{"mr": usual["mr"], "m": m, "threads": usual["threads"]} for m in GROUPS]
+
+
 def _depthwise_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return [{"threads": workload.threads}]
 
@@ -442,6 +468,12 @@ def _channel_space(workload: Workload, machine: X86Machine) -> list[Config]:
     return list(configs.values())
 
 
+def _compact_space(workload: Workload, machine: X86Machine) -> list[Config]:
+    taps = _taps(workload)
+    configs = _channel_space(workload, machine)
+    return [{**{k: c[k] for k in c if k != "groups"}, "taps": taps} for c in configs]
+
+
 def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, int]]:
     """List the register tiles that leave room for what else is held; all if none does."""
     geometry, tiles = workload.geometry, _CHANNEL_TILES[machine.registers]
@@ -459,30 +491,80 @@ def _channel_tiles(workload: Workload, machine: X86Machine) -> list[tuple[int, i
     return [tile for tile in tiles if fits(*tile)] or list(tiles)
 
 
+def _build_dense_gemv(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    rows, columns = packed.shape
+    panels = math.ceil(rows / machine.lanes)
+    weight = DenseStream(Vectors(machine.lanes), panels, columns)
+    return build_gemv(workload, machine, weight, config)
+
+
+def _build_n_of_m(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    rows, columns = packed.shape
+    panels = math.ceil(rows / machine.lanes)
+    n, m = int(packed.config["n"]), int(packed.config["m"])
+    weight = NOfMStream(Vectors(machine.lanes), panels, columns, n, m)
+    return build_gemv(workload, machine, weight, config)
+
+
 def _build_channels(
     workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
 ) -> Any:
-    geometry = workload.geometry
+    groups, taps = int(packed.config["groups"]), _taps(workload)
+    left = packed.shape[0] // groups, packed.shape[1] // taps
+    return _build_channel_kernel(ChannelMatmul, ChannelConv, workload, machine, config, left)
+
+
+def _build_compact(
+    workload: Workload, machine: X86Machine, packed: PackedWeight, config: Config
+) -> Any:
+    left = int(packed.config["rows"]), int(packed.config["channels"])
+    matmul, conv = partial(CompactMatmul, left[1]), partial(CompactConv, left[1])
+    return _build_channel_kernel(matmul, conv, workload, machine, config, left)
+
+
+def _taps(workload: Workload) -> int:
+    return math.prod(getattr(workload.geometry, "kernel", (1, 1)))
+
+
+def _build_channel_kernel(
+    matmul: Callable[[MatmulGeometry, Epilogue, int, int, int], ChannelMatmul],
+    conv: Callable[[Conv2dGeometry, Epilogue, int, int, int], ChannelConv],
+    workload: Workload,
+    machine: X86Machine,
+    config: Config,
+    left: tuple[int, int],
+) -> Any:
+    """Build the kernel for a weight that has so many rows and input channels in every group."""
+    geometry, epilogue = workload.geometry, workload.epilogue
     assert geometry is not None
-    groups, taps = int(packed.config["groups"]), getattr(geometry, "kernel", (1, 1))
-    mr, kb = int(packed.config["mr"]), int(config["kb"])
+    mr, kb = int(config["mr"]), int(config["kb"])
     io: ChannelMatmul | ChannelConv
     if isinstance(geometry, MatmulGeometry):
-        io = ChannelMatmul(geometry, workload.epilogue, machine.lanes, mr, kb)
+        io = matmul(geometry, epilogue, machine.lanes, mr, kb)
     else:
-        io = ChannelConv(geometry, workload.epilogue, machine.lanes, mr, kb)
+        io = conv(geometry, epilogue, machine.lanes, mr, kb)
     shape = ChannelShape(
-        rows=packed.shape[0] // groups,
-        depth=packed.shape[1] // math.prod(taps),
-        kernel=taps,
-        groups=groups,
+        rows=left[0],
+        depth=left[1],
+        kernel=getattr(geometry, "kernel", (1, 1)),
+        groups=int(config.get("groups", 1)),
         vectors=mr // machine.lanes,
-        block=math.ceil(kb / math.prod(taps)),
+        block=math.ceil(kb / _taps(workload)),
         lanes=machine.lanes,
         threads=int(config["threads"]),
     )
     name = "gemm" if workload.op == "matmul" else "conv"
     return build_channel_kernel(name, shape, io, pixel_tiles(geometry, int(config["pixels"])))
+
+
+def _compact_arguments(workload: Workload, packed: PackedWeight) -> list[np.ndarray]:
+    """Features are spread by counting, images by listing."""
+    lists = ("channels", "before" if workload.op == "matmul" else "rows")
+    return [packed.arrays[name] for name in (*lists, "values")]
 
 
 def _build_depthwise(
@@ -553,8 +635,17 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         format="dense",
         supports=_supports_gemv,
         space=_gemv_space,
-        build=build_gemv,
+        build=_build_dense_gemv,
         **_priced(_gemv_events),
+    ),
+    KernelTemplate(
+        name="n_of_m",
+        format="n_of_m",
+        supports=_supports_n_of_m,
+        space=_n_of_m_space,
+        build=_build_n_of_m,
+        check=_check_n_of_m,
+        **_priced(cost.n_of_m_events),
     ),
     KernelTemplate(
         name="channel_vectors",
@@ -564,6 +655,16 @@ TEMPLATES: tuple[KernelTemplate, ...] = (
         build=_build_channels,
         check=_check_channels,
         **_priced(_channel_events),
+    ),
+    KernelTemplate(
+        name="compact_channels",
+        format="compact_channels",
+        supports=_supports_compact,
+        space=_compact_space,
+        build=_build_compact,
+        arguments=_compact_arguments,
+        check=_check_channels,
+        **_priced(cost.compact_events),
     ),
     KernelTemplate(
         name="depthwise",

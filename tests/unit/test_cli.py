@@ -227,7 +227,7 @@ def test_inspect_prints_a_table_and_writes_json(calls, tmp_path, capsys):
     assert cli.main(["inspect", "m.onnx", "--shape", "x=1,32", "--json", str(path)]) == 0
     assert "fc1" in capsys.readouterr().out
     assert Report.from_json(path.read_text()).layers == REPORT.layers
-    assert calls[0] == ("load", {"args": ("m.onnx",), "shapes": {"x": (1, 32)}})
+    assert calls[0] == ("load", {"args": ("m.onnx",), "shapes": {"x": (1, 32)}, "weights": None})
 
 
 def test_inspect_writes_nothing_but_json_to_standard_output(calls, capsys):

@@ -27,6 +27,9 @@ from sparse_forms import (
 from tvm_sparse.profile import profile_weight
 from tvm_sparse.profile.chance import Null, log_at_least, log_at_most
 from tvm_sparse.profile.parts import CHANCE
+from tvm_sparse.pruning import parse_pattern
+from tvm_sparse.pruning.cutting import Scored, cut_masks
+from tvm_sparse.pruning.scores import magnitude
 
 Make = Callable[[int], np.ndarray]
 
@@ -213,6 +216,24 @@ def test_restored_elements_beside_tiles_are_counted(share: float, rows_kept: flo
     (found,) = profile_weight(strewn(w, share)).findings
     assert found.form == "tew:128"
     assert found.violations == round(share * np.count_nonzero(w))
+
+
+@pytest.mark.parametrize("tile", [32, 64, 128])
+@pytest.mark.parametrize("zeros", [0.75, 0.9])
+def test_tiles_are_found_at_their_height_where_they_share_most_columns(
+    tile: int, zeros: float
+) -> None:
+    # Ranked over all tiles together, most columns of uneven weights are kept or dropped everywhere.
+    rng = np.random.default_rng(tile)
+    weight = dense(768, 512, tile)
+    weight *= np.exp(0.4 * rng.standard_normal((768, 1)))
+    weight *= np.exp(0.4 * rng.standard_normal(512))
+    scored = [Scored(weight[..., None], magnitude(weight[..., None]), weight.shape)]
+    [mask] = cut_masks(
+        scored, parse_pattern(f"tile-wise:{tile}"), zeros, "global", np.random.default_rng(0)
+    )
+    pruned = keep(weight, ~mask[..., 0])
+    assert profile_weight(pruned).pattern == f"tile-wise:{tile}"
 
 
 def test_whole_kernels_are_found_though_they_are_blurred() -> None:

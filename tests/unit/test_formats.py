@@ -37,6 +37,8 @@ CONFIGS = {
         {"mr": 4, "kb": 32, "parts": 2, "multiple": 8},
         {"mr": 16, "kb": 4096},
     ],
+    "compact_channels": [{"mr": 1}, {"mr": 16, "taps": 1}, {"mr": 32}],
+    "n_of_m": [{"mr": 8, "m": 4}, {"mr": 16, "m": 4}, {"mr": 16, "m": 8}, {"mr": 3, "m": 8}],
     "row_tiles": [
         {"mt": 1, "kb": 16, "step": 1},
         {"mt": 8, "kb": 9, "step": 4},

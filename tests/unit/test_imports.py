@@ -22,7 +22,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "files",
             "dtypes",
             "workload",
+            "cache",
             "cpu_features",
+            "cache_key",
             "targets",
             "model",
             "progress",
@@ -60,7 +62,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("checks", ("verify",)),
     ("deployment", ("deploy", "excerpt", "packaging", "deployment")),
     ("compilation", ("compiler", "plugin", "tuner")),
-    ("tools", ("bench", "demo", "zoo", "pruning")),
+    ("tools", ("bench", "demo", "zoo", "pruning", "session")),
     ("serving", ("serving",)),
     ("command line", ("cli", "__main__")),
 )

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deploy_support import assert_pair, pair_executable, pair_inputs, pair_manifest, pair_module
+from deploy_support import (
+    assert_pair,
+    chain_module,
+    pair_executable,
+    pair_inputs,
+    pair_manifest,
+    pair_module,
+)
 
 from tvm_sparse.deploy import export, load_module, wrap_executable
 from tvm_sparse.errors import LibraryError, TargetError
@@ -34,6 +41,19 @@ def test_a_loaded_library_computes_what_the_fresh_module_does(library: Path) -> 
     for got, want in zip(loaded(x, z), pair_module()(x, z), strict=True):
         np.testing.assert_array_equal(got, want)
     assert loaded.manifest == pair_manifest(digest="abc")
+
+
+def test_a_library_that_took_anothers_place_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "model.so"
+    x = np.ones((4, 8), np.float32)
+    pair_module().export(path)
+    first = load_module(path)
+    chain_module().export(path)
+    second = load_module(path)
+    np.testing.assert_array_equal(second(x), chain_module()(x))
+    assert_pair(first(*pair_inputs()), *pair_inputs())
+    again = load_module(path)
+    np.testing.assert_array_equal(again(x), second(x))
 
 
 RUN_ALONE = """

@@ -166,6 +166,10 @@ SMALL: dict[str, tuple[Geometry, ...]] = {
         Conv2dGeometry(2, 4, 7, 7, 4, (5, 5), groups=4),
     ),
 }
+SMALL["n_of_m"] = SMALL["gemv"]
+SMALL["compact_channels"] = tuple(
+    shape for shape in SMALL["channel_vectors"] if getattr(shape, "groups", 1) == 1
+)
 SMALL["sliced_rows"] = SMALL["gathered_panels"] = SMALL["register_tile"]
 # Kernels to build of each template: all these together take seconds.
 _BUILT = {
@@ -174,7 +178,9 @@ _BUILT = {
     "gathered_panels": 6,
     "dense_panels": 6,
     "channel_vectors": 6,
+    "compact_channels": 4,
     "gemv": 2,
+    "n_of_m": 3,
     "depthwise": 2,
 }
 # So small a cache cuts even these shapes into several blocks.
@@ -188,9 +194,10 @@ def check_drawn(kernel: str, count: int) -> None:
     widths = [lanes for lanes, feature in needed.items() if feature in features()]
     shapes, epilogues = itertools.cycle(SMALL[kernel]), itertools.cycle(EPILOGUES)
     for number in range(count):
-        lanes, threads = draw.choice(widths), draw.choice((1, 2))
-        cpu = replace(machine(lanes, threads), l1_bytes=draw.choice((_TINY_L1, 48 << 10)))
+        threads = draw.choice((1, 2))
         workload = workload_of(next(shapes), threads, next(epilogues))
+        lanes = draw.choice([w for w in widths if template.supports(workload, machine(w))])
+        cpu = replace(machine(lanes, threads), l1_bytes=draw.choice((_TINY_L1, 48 << 10)))
         assert template.supports(workload, cpu)
         space = tuning_space(template, workload, cpu)
         check_config("layer", template, workload, cpu, config := dict(draw.choice(space)))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layer_reference import EPILOGUES, operands, reference, weight_for
 from panel_support import build_kernel, check_kernel
+from tvm_sparse.schedules.base import matrix_view
 from tvm_sparse.schedules.lookup import template_named
 from tvm_sparse.schedules.x86.templates import block_step, narrowed
 
@@ -17,7 +18,7 @@ from tvm_sparse.workload import Conv2dGeometry, MatmulGeometry, Workload
 SPARSE = ["register_tile", "sliced_rows", "gathered_panels"]
 TEMPLATES = [*SPARSE, "dense_panels"]
 # Those that compute any convolution, and any matrix product of a known number of tokens in rows.
-ALL = [*TEMPLATES, "channel_vectors"]
+ALL = [*TEMPLATES, "channel_vectors", "compact_channels"]
 # One below, at and above a vector and a panel, primes, one.
 SIZES = [1, 2, 3, 7, 15, 16, 17, 31, 33, 48, 63, 64, 65, 67]
 sizes = st.sampled_from(SIZES)
@@ -57,6 +58,26 @@ def test_a_handful_of_tokens_agrees_with_float64(lanes, m, k, n, epilogue, seed)
     check_kernel("gemv", workload, weight_for(geometry, 1.0, seed), lanes, seed=seed)
 
 
+@pytest.mark.parametrize("lanes", [16, 8])
+@settings(max_examples=12)
+@given(
+    m=sizes,
+    k=sizes,
+    n=st.integers(1, 8),
+    held=st.sampled_from([(1, 4), (2, 4), (4, 4), (1, 8), (3, 8), (4, 8), (8, 8)]),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_n_of_m_weights_agree_with_float64(lanes, m, k, n, held, epilogue, seed):
+    geometry = MatmulGeometry(m, k, n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES[epilogue])
+    rng, (most, group) = np.random.default_rng(seed), held
+    order = rng.permuted(np.tile(np.arange(group), (m, -(-k // group), 1)), axis=2)
+    mask = (order < most).reshape(m, -1)[:, :k]
+    weight = weight_for(geometry, 1.0, seed) * mask.T
+    check_kernel("n_of_m", workload, weight, lanes, {"m": group}, seed=seed)
+
+
 @pytest.mark.parametrize("lanes", [16, 8, 4])
 @settings(max_examples=6)
 @given(
@@ -70,6 +91,52 @@ def test_tokens_one_by_one_agree_with_float64(lanes, m, k, n, epilogue, seed):
     workload = Workload("matmul", MatmulGeometry(m, k, n), epilogue=EPILOGUES[epilogue])
     weight = weight_for(workload.geometry, 1.0, seed)
     check_kernel("channel_vectors", workload, weight, lanes, {"kb": 32}, seed=seed)
+
+
+def without_channels(weight, op, taps, share, seed):
+    """Clear whole rows and input channels, those at the ends among them or not."""
+    rng = np.random.default_rng(seed)
+    matrix = matrix_view(weight, op).copy()
+    matrix[rng.random(len(matrix)) < share] = 0
+    channels = matrix.reshape(len(matrix), -1, taps)
+    channels[:, rng.random(channels.shape[1]) < share] = 0
+    return matrix.T.copy() if op == "matmul" else matrix.reshape(weight.shape)
+
+
+@pytest.mark.parametrize("lanes", [16, 8, 4])
+@settings(max_examples=12)
+@given(
+    m=sizes,
+    k=sizes,
+    n=sizes,
+    share=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    threads=st.integers(1, 2),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_features_that_are_left_agree_with_float64(lanes, m, k, n, share, threads, epilogue, seed):
+    geometry = MatmulGeometry(m, k, n)
+    workload = Workload("matmul", geometry, epilogue=EPILOGUES[epilogue])
+    weight = without_channels(weight_for(geometry, 1.0, seed), "matmul", 1, share, seed)
+    config = {"kb": 32, "threads": threads}
+    check_kernel("compact_channels", workload, weight, lanes, config, seed=seed, threads=threads)
+
+
+@pytest.mark.parametrize("lanes", [16, 8])
+@settings(max_examples=12)
+@given(
+    geometry=st.deferred(lambda: convolutions()),
+    share=st.sampled_from([0.3, 0.7, 1.0]),
+    threads=st.integers(1, 2),
+    epilogue=st.sampled_from(list(EPILOGUES)),
+    seed=st.integers(0, 99),
+)
+def test_channels_that_are_left_agree_with_float64(lanes, geometry, share, threads, epilogue, seed):
+    workload = Workload("conv2d", geometry, epilogue=EPILOGUES[epilogue])
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    weight = without_channels(weight_for(geometry, 1.0, seed), "conv2d", taps, share, seed)
+    config = {"kb": 2 * taps, "threads": threads}
+    check_kernel("compact_channels", workload, weight, lanes, config, seed=seed, threads=threads)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 8, 10, 13, 14])

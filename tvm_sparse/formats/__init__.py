@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from .base import Match, PackedWeight, SparseFormat
 from .bitmap_tiles import BitmapTiles
+from .compact_channels import CompactChannels
 from .dense_panels import DensePanels
 from .gathered_panels import GatheredPanels
+from .n_of_m import NOfM
 from .plain import Plain
 from .register_tiled import RegisterTiled
 from .row_tiles import RowTiles
@@ -21,6 +23,8 @@ FORMATS: dict[str, SparseFormat] = {
     "register_tiled": RegisterTiled(),
     "sliced_ell": SlicedEll(),
     "gathered_panels": GatheredPanels(),
+    "compact_channels": CompactChannels(),
+    "n_of_m": NOfM(),
     "row_tiles": RowTiles(),
     "tile_wise": TensorTiles("tile_wise", dense=True, sparse=False),
     "two_four": TensorTiles("two_four", dense=False, sparse=True),

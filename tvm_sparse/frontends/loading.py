@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ModelError
 from ..model import Model
+from .tensor_files import is_checkpoint
 
 
 def load(
@@ -15,6 +16,7 @@ def load(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: Mapping[str, Any] | None = None,
+    weights: Any = None,
 ) -> Model:
     """Read a model and bring it into the form that every later phase works on.
 
@@ -27,6 +29,11 @@ def load(
         fixed in all of them.
     params : mapping of str to array, optional
         Values of free parameters of a Relax module, by parameter name.
+    weights : path, or mapping of str to array, optional
+        Takes the place of the model's own weights, by name: a ``.safetensors`` file, the index of
+        several or their folder, or a `state_dict`. Weights with masks, masks alone, and the packed
+        forms of compressed-tensors are understood; what was laid over stands in the model's notes,
+        and so in every report. Names and layouts are those of PyTorch or of the model.
 
     Returns
     -------
@@ -36,12 +43,16 @@ def load(
     Raises
     ------
     ModelError
-        When the source cannot be read, holds an operator that cannot be imported, or when `shapes`
-        or `params` do not fit it.
+        When the source cannot be read, holds an operator that cannot be imported, or when `shapes`,
+        `params` or `weights` do not fit it.
+    MissingExtraError
+        When an optional package is needed and not installed.
     """
     if isinstance(source, Model):
-        if shapes or params:
-            raise ModelError("a model that is loaded already takes neither shapes nor params")
+        if shapes or params or weights is not None:
+            raise ModelError(
+                "a model that is loaded already takes neither shapes nor params nor weights"
+            )
         return source
     kind = _kind(source)
     if params and kind != "relax":
@@ -49,17 +60,22 @@ def load(
     if kind == "onnx":
         from .onnx import load_onnx
 
-        return load_onnx(source, shapes=shapes)
+        return load_onnx(source, shapes=shapes, weights=weights)
     if kind == "torch":
         from .torch import load_torch
 
-        return load_torch(source, shapes=shapes)
+        return load_torch(source, shapes=shapes, weights=weights)
     from .relax import load_relax
 
-    return load_relax(source, shapes=shapes, params=params)
+    return load_relax(source, shapes=shapes, params=params, weights=weights)
 
 
 def _kind(source: Any) -> str:
+    if is_checkpoint(source):
+        raise ModelError(
+            f"'{os.fspath(source)}' holds weights without a graph; load the model, and give this "
+            "as its weights"
+        )
     if isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
         return "onnx"
     # By class name: importing PyTorch only to ask costs seconds, and it may not be installed.

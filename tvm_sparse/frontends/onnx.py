@@ -30,15 +30,19 @@ from .onnx_graph import (
     simplify_graph,
     tensor_input,
 )
+from .onnx_masks import fold_masks
+from .onnx_overlay import lay_over_graph, masked_notes
 from .onnx_quantised import quantised_weights
 from .relax import finish
 from .shapes import solve_dimensions
 
 
-def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
+def load_onnx(
+    source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None, weights: Any = None
+) -> Model:
     """Make a `Model` of an ONNX file, the bytes of one, or a ModelProto (which is not changed).
 
-    Layers are named by their ONNX nodes, else by what these compute.
+    Layers are named by their ONNX nodes, else by what these compute. `weights` is as for `load`.
 
     Raises
     ------
@@ -48,22 +52,24 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
     model = read_onnx(source)
     inputs = _fix_inputs(model, shapes)
     branches = settle_branches(model)
+    laid = _settle_weights(model, weights)
     layers = name_layers(model)
     outputs = [value.name for value in model.graph.output]
     quantised = quantised_weights(model.graph, model.constants)
     simplify_graph(model)
     symbols = _plain_dimensions(model)
-    weights, identifiers = _weights_to_inputs(model, len(inputs))
+    values, identifiers = _weights_to_inputs(model, len(inputs))
     mod = _import(model)
-    _keep_layer_of_scaled(weights, layers)
+    _keep_layer_of_scaled(values, layers)
     loaded = Model(
         mod=mod,
-        params={identifiers[name]: value for name, value in weights.items()},
-        layer_names={identifiers[name]: layers.get(name, name) for name in weights},
+        params={identifiers[name]: value for name, value in values.items()},
+        layer_names={identifiers[name]: layers.get(name, name) for name in values},
         inputs=inputs,
         outputs=(),
         source=model.title,
         notes=(
+            *laid,
             *(
                 f"'{name}' branches at run time: both branches are computed, and one result is "
                 "taken"
@@ -77,6 +83,21 @@ def load_onnx(source: Any, *, shapes: Mapping[str, Sequence[int]] | None = None)
         ),
     )
     return finish(loaded, output_names=outputs, symbols=symbols)
+
+
+def _settle_weights(model: OnnxModel, weights: Any) -> list[str]:
+    """Multiply masks in, lay other weights over, and say so."""
+    constants = model.constants
+    folded = fold_masks(model.graph, model.proto.opset_import, constants, constants.__getitem__)
+    constants.update(folded)
+    notes = masked_notes(list(folded))
+    if weights is not None:
+        read = {name for node in all_nodes(model.graph) for name in node.input}
+        used = {name: value for name, value in constants.items() if name in read}
+        overlay = lay_over_graph(model.graph, used, weights)
+        constants.update(overlay.values)
+        notes += overlay.notes
+    return notes
 
 
 def _fix_inputs(

@@ -54,19 +54,32 @@ def read_onnx(source: Any) -> OnnxModel:
     """
     if isinstance(source, onnx.ModelProto):
         return _split(source, None, "an ONNX model")
+    # Not kept in a variable: the message is as large as the weights.
     if isinstance(source, bytes | bytearray | memoryview):
-        return _split(_parse(bytes(source), "the given bytes"), None, "an ONNX model")
+        return _split(parse_onnx(source), None, "an ONNX model")
+    path = Path(os.fspath(source))
+    return _split(parse_onnx(path), path.parent, f"'{path.name}'")
+
+
+def parse_onnx(source: Any) -> onnx.ModelProto:
+    """Parse a path or the bytes of a file, without its external data.
+
+    Raises
+    ------
+    ModelError
+        When it cannot be read, is no ONNX model, or is cut off.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _parse(bytes(source), "the given bytes")
     path = Path(os.fspath(source))
     if path.is_dir():
         raise ModelError(f"'{path}' is a folder, not an ONNX file")
     try:
-        # Not kept in a variable: the file's bytes are as large as the weights.
-        proto = _parse(path.read_bytes(), f"'{path}'")
+        return _parse(path.read_bytes(), f"'{path}'")
     except FileNotFoundError:
         raise ModelError(f"there is no file '{path}'") from None
     except OSError as error:
         raise ModelError(f"'{path}' cannot be read: {error.strerror}") from None
-    return _split(proto, path.parent, f"'{path.name}'")
 
 
 def _parse(data: bytes, title: str) -> onnx.ModelProto:

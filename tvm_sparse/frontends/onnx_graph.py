@@ -264,7 +264,7 @@ def _collect_constants(model: OnnxModel) -> None:
             kept.append(node)
         else:
             model.constants[node.output[0]] = value
-    _replace_nodes(model.graph, kept)
+    replace_nodes(model.graph, kept)
 
 
 def _constant_value(model: OnnxModel, node: onnx.NodeProto) -> np.ndarray | None:
@@ -287,7 +287,8 @@ def _constant_value(model: OnnxModel, node: onnx.NodeProto) -> np.ndarray | None
     return None
 
 
-def _replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Keep these nodes of a graph, in this order; others than its own are copied in."""
     kept = list(nodes)
     if len(kept) == len(graph.node):
         return
@@ -311,7 +312,7 @@ def _settle_optionals(model: OnnxModel) -> None:
             node.op_type = "Identity"
             del node.attribute[:]
         kept.append(node)
-    _replace_nodes(model.graph, kept)
+    replace_nodes(model.graph, kept)
 
 
 def _resolve_branches(model: OnnxModel) -> None:
@@ -421,7 +422,7 @@ def _drop_identities(model: OnnxModel) -> None:
                 renames[node.output[0]] = node.input[0]
         else:
             kept.append(node)
-    _replace_nodes(model.graph, kept)
+    replace_nodes(model.graph, kept)
 
 
 def _trains(model: OnnxModel, node: onnx.NodeProto) -> bool:
@@ -454,7 +455,7 @@ def _drop_dead(model: OnnxModel) -> None:
             kept.append(node)
             live.update(node.input)
             live.update(name for g in subgraphs(node) for n in all_nodes(g) for name in n.input)
-    _replace_nodes(model.graph, kept[::-1])
+    replace_nodes(model.graph, kept[::-1])
     model.constants = {name: v for name, v in model.constants.items() if name in live}
 
 
@@ -546,7 +547,7 @@ def _split_clips(model: OnnxModel) -> None:
             name = f"{node.name}/{op}" if node.name else ""
             nodes.append(helper.make_node(op, [value, node.input[index]], [result], name=name))
             value = result
-    _replace_nodes(model.graph, nodes)
+    replace_nodes(model.graph, nodes)
 
 
 def _is_finite(value: np.ndarray | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,4 +72,34 @@ def _evaluate(
         return np.asarray(outputs[0])
     except Exception:
         # The evaluator lacks an operator or a version of it: the value counts as not known.
+        return None
+
+
+def evaluate_node(
+    node: onnx.NodeProto, operands: Sequence[np.ndarray], opsets: Any
+) -> np.ndarray | None:
+    """Compute one node with ONNX's reference, None where that lacks it.
+
+    Parameters
+    ----------
+    operands : sequence of numpy.ndarray
+        The inputs that the node has, in its order.
+    opsets
+        The `opset_import` of its model.
+    """
+    names = [name for name in node.input if name]
+    feed = dict(zip(names, operands, strict=True))
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in feed.items()
+    ]
+    result = helper.make_empty_tensor_value_info(node.output[0])
+    alone = helper.make_model(
+        helper.make_graph([node], "one", values, [result]), opset_imports=opsets
+    )
+    try:
+        results: Any = ReferenceEvaluator(alone).run(None, feed)
+        return np.asarray(results[0])
+    except Exception:
+        # The evaluator lacks the operator or a version of it: the value counts as not known.
         return None

@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..model import Model, TensorSpec
 from ..passes.canonicalize import canonicalize
 from ..passes.rewrite_main import main_of, with_main
+from .overlay import lay_over_parameters
 from .shapes import solve_dimensions
 
 
@@ -22,11 +23,13 @@ def load_relax(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     params: Mapping[str, Any] | None = None,
+    weights: Any = None,
 ) -> Model:
     """Make a `Model` of a module with a function `main`.
 
     Weights are constants in the body, parameters named in `params`, or parameters behind the first
     `num_input` whose values stand in the attribute ``params`` (as TVM's importers leave them).
+    `weights` is as for `load`; it replaces values of parameters, by their names.
 
     Raises
     ------
@@ -43,6 +46,10 @@ def load_relax(
     if unknown:
         raise ModelError(f"'main' has no parameter '{unknown[0]}'")
     _refuse_missing(func, values)
+    notes: tuple[str, ...] = ()
+    if weights is not None:
+        overlay = lay_over_parameters(values, weights)
+        values, notes = {**values, **overlay.values}, overlay.notes
     func = _inputs_first(func, values)
     inputs = [var for var in func.params if var.name not in values]
     specs = tuple(spec_of(var.name, var.ty) for var in inputs)
@@ -53,6 +60,7 @@ def load_relax(
         inputs=specs,
         outputs=(),
         source="a Relax module",
+        notes=notes,
     )
     return finish(model, shapes=shapes)
 

@@ -22,6 +22,8 @@ EXPLAINED = 0.9
 NEAR = 0.02
 # Kept parts that are expected to look like dropped ones with a few nonzeros.
 _MISTAKEN = 0.001
+# What is a surprise in a line, see `log_chance_in_lines`.
+_SURPRISE = 0.01
 # In parts of fewer cells, one zero too many and one nonzero too many look the same.
 TELLING = 4
 
@@ -140,6 +142,37 @@ def log_chance_within(parts: Parts, nonzeros: np.ndarray, length: int) -> float:
     return expected.log_chance(parts)
 
 
+def log_chance_in_lines(counts: Mapping[int, np.ndarray]) -> float:
+    """Bound the same probability as `log_chance_within`, by the parts that would be a surprise.
+
+    A line without a nonzero has empty parts for certain, and one with few has them often. Looking
+    at lines only where a part is unlikely to be empty (or full) by the line's own nonzeros leaves
+    what those do not explain.
+
+    Parameters
+    ----------
+    counts : mapping of int to numpy.ndarray
+        For parts of so many cells of each line: their nonzeros, [parts, lines].
+    """
+    totals = sum(held.sum(axis=0, dtype=np.int64) for held in counts.values())
+    length = sum(cells * len(held) for cells, held in counts.items())
+    kinds, line = np.unique(totals, return_inverse=True)
+    expected, found = _Expected(), _Expected()
+    for cells, held in counts.items():
+        half = cells // 2
+        chances = np.array([Null(length, int(kind)).held(cells) for kind in kinds])
+        for name, chance, seen in (
+            ("empty", chances[:, 0], held == 0),
+            ("low", chances[:, : half + 1].sum(axis=1), held <= half),
+            ("full", chances[:, half + 1 :].sum(axis=1), held > half),
+        ):
+            telling = (chance < _SURPRISE)[line]
+            add = len(held) * float(chance[line][telling].sum())
+            setattr(expected, name, getattr(expected, name) + add)
+            setattr(found, name, getattr(found, name) + int(seen[:, telling].sum()))
+    return expected.log_chance_of(found)
+
+
 class _Expected:
     """How many parts are expected to be empty, more than half full, and at most that."""
 
@@ -158,6 +191,10 @@ class _Expected:
         found = _Expected()
         for counts in parts.histograms.values():
             found.add(1.0, counts)
+        return self.log_chance_of(found)
+
+    def log_chance_of(self, found: _Expected) -> float:
+        """Do the same for numbers that were found."""
         return math.log(3) + min(
             log_at_least(found.empty, self.empty),
             log_at_least(found.low, self.low),

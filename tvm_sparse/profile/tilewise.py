@@ -19,8 +19,9 @@ import numpy as np
 from ..findings import Finding
 from .blocks import SIDES, block_parts
 from .chance import Null, log_at_most, log_choose
+from .counts import fold
 from .data import TILE_HEIGHTS
-from .parts import CHANCE, NEAR, Split, log_chance, log_chance_within, split
+from .parts import CHANCE, NEAR, Split, log_chance, log_chance_in_lines, split
 from .zeros import Zeros
 
 # Nonzeros that may have been restored; the paper restores up to 15 % of the weights.
@@ -28,6 +29,8 @@ RESTORED = 0.2
 # Smaller weights are looked at without a hint.
 _SMALL = 1 << 18
 _HINT_HELD, _HINT_FILL = 0.75, 0.85
+# Higher tiles may restore so many times the elements of lower ones.
+_AS_GOOD = 1.25
 # Rows that are kept have so many times the nonzeros of those that are dropped.
 _GAP = 2.0
 
@@ -37,10 +40,15 @@ def tile_findings(zeros: Zeros) -> list[tuple[int, Finding]]:
     for limit in _row_limits(zeros):
         kept = zeros.counts.rows > limit
         rows = zeros.mask if kept.all() else zeros.mask[kept]
-        for height in reversed(TILE_HEIGHTS):
-            finding = _judge(zeros, rows, height) if len(rows) >= height else None
-            if finding:
-                return [(height, finding)]
+        found = [
+            (height, finding)
+            for height in reversed(TILE_HEIGHTS)
+            if len(rows) >= height and (finding := _judge(zeros, rows, height))
+        ]
+        if found:
+            # Tiles twice as high are nearly there, too, where neighbours share most columns.
+            least = min(finding.violations for _, finding in found)
+            return [next(f for f in found if f[1].violations <= _AS_GOOD * least)]
     return []
 
 
@@ -74,14 +82,23 @@ def _judge(zeros: Zeros, rows: np.ndarray, height: int) -> Finding | None:
     if not dropped and height in SIDES and whole.violations <= NEAR * counts.nnz:
         # Blocks of one column are the simpler word for it.
         return None
-    columns = rows.sum(axis=0, dtype=np.int64)
-    chance = max(log_chance(parts), log_chance_within(parts, columns, len(rows)))
+    chance = max(log_chance(parts), log_chance_in_lines(_column_counts(rows, height)))
     chance += _log_choices(zeros, dropped, strays) + math.log(len(TILE_HEIGHTS))
     if chance > math.log(CHANCE):
         return None
     form = f"tew:{height}" if whole.violations else f"tile-wise:{height}"
     log10 = chance / math.log(10)
     return Finding(form, whole.violations, whole.explained, whole.fill, log10)
+
+
+def _column_counts(rows: np.ndarray, height: int) -> dict[int, np.ndarray]:
+    """Count the nonzeros of each tile's columns, [tiles, columns]; the last tile may be lower."""
+    whole, rest = divmod(len(rows), height)
+    kind = np.uint16 if height > 255 else None
+    counts = {height: fold(rows[: whole * height], height, 0, kind)}
+    if rest:
+        counts[rest] = fold(rows[whole * height :], rest, 0, kind)
+    return counts
 
 
 def _log_choices(zeros: Zeros, dropped: int, strays: int) -> float:

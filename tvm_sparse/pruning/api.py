@@ -131,7 +131,7 @@ def prune_with_report(
     removed: tuple[ChannelRemoval, ...] = ()
     if remove_channels:
         result, removed = remove_dead_channels(result)
-    notes += emptied(layers)
+    notes += weights.notes + emptied(layers)
     return Pruning(result, pattern, layers, kept, notes, known, scores, removed)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
+from ..frontends.onnx_values import evaluate_node
 from .channel_graph import captured
 
 _REARRANGING = ("Cast", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
@@ -32,7 +30,8 @@ def fold_constants(model: onnx.ModelProto) -> None:
         known = node.op_type in _REARRANGING and all(name in tensors for name in node.input if name)
         if not known or node.output[0] in results:
             continue
-        value = _evaluate(model, node, [numpy_helper.to_array(tensors[n]) for n in node.input if n])
+        operands = [numpy_helper.to_array(tensors[name]) for name in node.input if name]
+        value = evaluate_node(node, operands, model.opset_import)
         if value is not None:
             tensors[node.output[0]] = numpy_helper.from_array(value, node.output[0])
             folded.append(node)
@@ -52,26 +51,3 @@ def _drop_unread(graph: onnx.GraphProto, names: set[str]) -> None:
     for node in [node for node in graph.node if node.op_type == "Constant"]:
         if node.output[0] in unread:
             graph.node.remove(node)
-
-
-def _evaluate(
-    model: onnx.ModelProto, node: onnx.NodeProto, operands: list[np.ndarray]
-) -> np.ndarray | None:
-    from onnx.reference import ReferenceEvaluator
-
-    names = [name for name in node.input if name]
-    values = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
-        for name, value in zip(names, operands, strict=True)
-    ]
-    result = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UNDEFINED, None)
-    alone = helper.make_model(
-        helper.make_graph([node], "one", values, [result]), opset_imports=model.opset_import
-    )
-    feed = dict(zip(names, operands, strict=True))
-    try:
-        results: Any = ReferenceEvaluator(alone).run(None, feed)
-        return np.asarray(results[0])
-    except Exception:
-        # Whatever the reference lacks stays in the graph.
-        return None

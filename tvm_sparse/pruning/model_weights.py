@@ -27,6 +27,7 @@ class ModelWeights:
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.notes: tuple[str, ...] = ()
         self.values: dict[str, np.ndarray] = {}
         self.refused: dict[str, str] = {}
         self.sites: list[Site] = []

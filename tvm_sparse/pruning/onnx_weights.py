@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError
+from ..frontends.onnx_overlay import fold_masks_of, masked_notes
 from ..frontends.onnx_quantised import quantised_weights
 from .activations import Tap, Window, onnx_energies
 from .sites import PrunableLayer, Site
@@ -30,10 +31,14 @@ _REARRANGING = ("Identity", "Transpose", "Reshape")
 
 
 class OnnxWeights:
-    """What can be pruned of an ONNX model that it owns, and what cannot."""
+    """What can be pruned of an ONNX model that it owns, and what cannot.
+
+    Masks that stand in its graph are multiplied into the weights first.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
+        self.notes = tuple(masked_notes(fold_masks_of(model)))
         graph = model.graph
         self.producers = {out: node for node in graph.node for out in node.output if out}
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -179,6 +184,10 @@ class OnnxWeights:
                 if site is not None:
                     taps.append(_tap(node, index, site))
         return onnx_energies(self.model, taps, calibration)
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Say where the weights are nonzero, in arrays of bool named as PyTorch's prune does."""
+        return {f"{root}_mask": array != 0 for root, array in self.values.items()}
 
     def close(self) -> onnx.ModelProto:
         """Write the arrays back; a pruned `sparse_initializer` becomes a dense one."""

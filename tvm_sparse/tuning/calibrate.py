@@ -23,7 +23,7 @@ import numpy as np
 
 from ..cpu_features import machine_identity, missing_features, required_features
 from ..errors import TargetError
-from ..files import write_text
+from ..files import home_folder, write_text
 from ..profile import SparsityProfile, profile_weight
 from ..progress import SILENT, Progress
 from ..records import RecordFile, code_digest
@@ -237,11 +237,7 @@ def calibration_path(machine: str, target: Any) -> Path:
     """
     key = json.dumps([machine, target_data(target)], sort_keys=True)
     name = f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    home = os.environ.get("TVM_SPARSE_HOME")
-    if home:
-        return Path(home) / name
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tvm_sparse" / name
+    return home_folder() / name
 
 
 def load_calibration(machine: str, target: Any) -> Calibration | None:
