@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from .refusal import Refusal
 
@@ -112,6 +112,3 @@ def _too_long(limit: int) -> Refusal:
     return Refusal(
         413, f"the body is longer than {limit} bytes, this server's limit", {"Connection": "close"}
     )
-
-
-__all__ = ["ClientDisconnect", "Held", "Intake"]
