@@ -103,6 +103,7 @@ bench: $(TEST)/ready
 	$(TEST)/bin/python benchmarks/time_budget.py
 	$(TEST)/bin/python benchmarks/memory.py
 	$(TEST)/bin/python benchmarks/deployment.py
+	$(TEST)/bin/python benchmarks/soak.py
 	$(TEST)/bin/python benchmarks/onnx_suite.py
 
 # Hours of the same; needs g++ for the hand-written bar. Cases that are there already are measured again.

@@ -286,6 +286,22 @@ def run(options: argparse.Namespace) -> None:
         print(f"wrote {options.output}")
 
 
+def serve(options: argparse.Namespace) -> None:
+    """Serve a library or package over HTTP, by the Open Inference Protocol."""
+    try:
+        from .serving.server import serve as serve_with
+        from .serving.settings import Settings
+    except ModuleNotFoundError as error:
+        name = str(error.name).partition(".")[0]
+        raise MissingExtraError(
+            f"serving needs {name}, which is not installed: pip install tvm-sparse[serve]"
+        ) from None
+
+    given = {key: getattr(options, key) for key in SERVE_OPTIONS}
+    sizes = dict(options.max_size)
+    serve_with(Settings(options.library, max_sizes=sizes, **given))
+
+
 def bench(options: argparse.Namespace) -> int:
     """Time a model against its dense peers."""
     from .bench import bench as measure
@@ -620,6 +636,20 @@ def _read_seconds(text: str) -> float:
     return value
 
 
+def _read_port(text: str) -> int:
+    value = int(text) if text.isdigit() else -1
+    if not 0 <= value < 1 << 16:
+        raise ValueError(f"'{text}' is no port, from 0 to 65535")
+    return value
+
+
+def _read_size(text: str) -> tuple[str, int]:
+    name, equals, size = text.rpartition("=")
+    if not (name and equals):
+        raise ValueError(f"'{text}' bounds no size; write NAME=512")
+    return name, _read_count(size)
+
+
 def _read_peers(text: str) -> tuple[str, ...]:
     from .bench import PEERS
 
@@ -796,7 +826,7 @@ def _package_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
+def _library(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("library", metavar="model.so", help="a library, or a package's folder")
     parser.add_argument(
         "--verify",
@@ -808,6 +838,75 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "from this hash (of a library, or of a folder's manifest.json); loading a library runs its "
         "code",
     )
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    _library(parser)
+    count = _argument(_read_count)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
+    parser.add_argument("--port", type=_argument(_read_port), default=8000)
+    parser.add_argument(
+        "--name", default="", help="what clients call the model; by default as the file is called"
+    )
+    parser.add_argument(
+        "--workers", type=count, default=1, metavar="N", help="processes that share the port (1)"
+    )
+    parser.add_argument(
+        "--instances",
+        type=count,
+        metavar="N",
+        help="calls at the same time in each worker; by default the cores, divided by workers and "
+        "threads",
+    )
+    together = parser.add_argument_group("requests that are put together")
+    together.add_argument(
+        "--max-batch", type=count, default=1, metavar="N", help="up to so many rows (1: none are)"
+    )
+    together.add_argument(
+        "--max-delay-ms",
+        type=_argument(_read_seconds),
+        default=2.0,
+        metavar="MS",
+        help="how long a request waits for others (2)",
+    )
+    limits = parser.add_argument_group("limits of each worker")
+    limits.add_argument(
+        "--max-queue", type=count, default=128, metavar="N", help="requests at the same time (128)"
+    )
+    limits.add_argument(
+        "--max-request-bytes",
+        type=count,
+        default=16 << 20,
+        metavar="B",
+        help="the longest body (16777216)",
+    )
+    limits.add_argument(
+        "--max-size",
+        type=_argument(_read_size),
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="the largest value of a symbolic size",
+    )
+    limits.add_argument(
+        "--timeout",
+        type=_argument(_read_seconds),
+        default=60.0,
+        metavar="S",
+        help="for a body to arrive, and then for the answer (60)",
+    )
+    limits.add_argument(
+        "--grace",
+        type=_argument(_read_seconds),
+        default=25.0,
+        metavar="S",
+        help="for requests to end after SIGTERM (25)",
+    )
+    _threads(parser)
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    _library(parser)
     parser.add_argument(
         "--input",
         type=_argument(_read_input),
@@ -886,6 +985,23 @@ def _threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_argument(_read_count), metavar="N")
 
 
+# What `serve` passes on as it is.
+SERVE_OPTIONS = (
+    "name",
+    "host",
+    "port",
+    "workers",
+    "threads",
+    "instances",
+    "max_batch",
+    "max_delay_ms",
+    "max_queue",
+    "max_request_bytes",
+    "timeout",
+    "grace",
+    "verify",
+)
+
 COMMANDS: Mapping[
     str,
     tuple[Callable[[argparse.Namespace], int | None], Callable[[argparse.ArgumentParser], None]],
@@ -897,6 +1013,7 @@ COMMANDS: Mapping[
     "compile": (compile_, _compile_options),
     "package": (package, _package_options),
     "run": (run, _run_options),
+    "serve": (serve, _serve_options),
     "bench": (bench, _bench_options),
     "demo": (demo, _demo_options),
     "cache": (cache, _cache_options),

@@ -72,7 +72,12 @@ def export(
 
 
 def load_module(
-    path: str | os.PathLike[str], threads: int | None = None, verify: Verify = False
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    verify: Verify = False,
+    *,
+    cpus: Sequence[int] | None = None,
+    instances: int | None = None,
 ) -> CompiledModule:
     """Load an exported library; needs TVM's runtime and neither its compiler nor the `tvm` package.
 
@@ -91,6 +96,10 @@ def load_module(
         manifest.json of the package that they are in; a path names another manifest to trust. A
         SHA-256 in hexadecimal is that of the library, or of a folder's manifest.json, which has
         those of all files in it.
+    cpus : sequence of int, optional
+        The cores to run on; see `Runner`.
+    instances : int, optional
+        Calls that run at the same time, from several threads; see `Runner`.
 
     Returns
     -------
@@ -118,7 +127,14 @@ def load_module(
     return open_library(
         file,
         manifest,
-        lambda library: CompiledModule(library, manifest, threads, partial(_copy_library, file)),
+        lambda library: CompiledModule(
+            library,
+            manifest,
+            threads,
+            partial(_copy_library, file),
+            cpus=cpus,
+            instances=instances,
+        ),
     )
 
 
@@ -152,8 +168,8 @@ def wrap_executable(
     refusal = lacking_sentence("the module", lacking) if lacking else lacking_gpu(manifest)
     library = None if refusal else executable.jit()
     source = _cuda_source(executable.mod)
-    with offered(weights):
-        return CompiledModule(library, manifest, threads, exporter, refusal, source)
+    making = partial(offered, weights)
+    return CompiledModule(library, manifest, threads, exporter, refusal, source, making=making)
 
 
 def _cuda_source(module: Any) -> str | None:

@@ -7,6 +7,7 @@ Python with numpy and apache-tvm-ffi can run that, without tvm_sparse and withou
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from .cuda_toolkit import load_cuda_library
@@ -26,6 +27,9 @@ def load(
     folder: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     verify: Verify = False,
+    *,
+    cpus: Sequence[int] | None = None,
+    instances: int | None = None,
 ) -> Runner:
     """Load the model of a package.
 
@@ -41,6 +45,10 @@ def load(
         Refuses files that were changed before any of them is loaded. True compares them with
         manifest.json in the folder; a path names another manifest to trust. A SHA-256 in
         hexadecimal is that of manifest.json, which has those of all files in it.
+    cpus : sequence of int, optional
+        The cores to run on; see `Runner`.
+    instances : int, optional
+        Calls that run at the same time, from several threads; see `Runner`.
 
     Returns
     -------
@@ -66,7 +74,11 @@ def load(
     load_runtime_from(place)
     if device_kind(model.target) == CUDA:
         load_cuda_library(place / CUDA_RUNTIME)
-    return open_library(file, model, lambda library: Runner(library, model, threads))
+    return open_library(
+        file,
+        model,
+        lambda library: Runner(library, model, threads, cpus=cpus, instances=instances),
+    )
 
 
 def _check_ffi(wanted: str) -> None:

@@ -8,21 +8,25 @@ import importlib.util
 import json
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cpu_features import available_cores
 from .device import CPU, device_kind, machine_devices, moved
 from .dtypes import numpy_dtype
 from .errors import InputError, LibraryError, TargetError
+from .instances import InstancePool
 from .manifest import Manifest
+from .memory_pool import bound_memory
 from .model import TensorSpec
-from .thread_pool import use_threads
+from .thread_pool import Team, use_one_thread
 
 if TYPE_CHECKING:
     from .report import Report
@@ -95,7 +99,11 @@ class Profile:
 class Runner:
     """A model that runs: arrays in, arrays out.
 
-    Calls from several Python threads are safe, and run one after the other.
+    Calls from several Python threads are safe and run at the same time, each on an instance of its
+    own, up to `instances` of them; further calls wait for one. An instance is a virtual machine of
+    TVM and, with two threads or more, the threads that it runs on. All share the weights. A call
+    has the result that it has alone, bit for bit. A process may fork: that waits for calls that
+    run, and the child goes on with the same module.
 
     Parameters
     ----------
@@ -108,6 +116,19 @@ class Runner:
         Threads to run on; by default TVM_NUM_THREADS, then what the module was compiled for.
     refusal : str, optional
         Why this machine cannot run the module; `library` is not used.
+    cpus : sequence of int, optional
+        The cores to run on, by the system's numbers. By default the system chooses among those
+        of the calling thread.
+    instances : int, optional
+        Calls that run at the same time; by default as many as have threads of their own on the
+        cores, and one on a GPU.
+    making : callable, optional
+        What surrounds the making of each virtual machine.
+
+    Raises
+    ------
+    InputError
+        When `threads` or `instances` is less than one, or the process may not use a core of `cpus`.
     """
 
     def __init__(
@@ -116,19 +137,39 @@ class Runner:
         manifest: Manifest,
         threads: int | None = None,
         refusal: str | None = None,
+        *,
+        cpus: Sequence[int] | None = None,
+        instances: int | None = None,
+        making: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"a module runs on one thread or more, not on {threads}")
+        if instances is not None and instances < 1:
+            raise InputError(f"a module has one instance or more, not {instances}")
         self.manifest = manifest
         self.threads = threads or int(os.environ.get("TVM_NUM_THREADS") or 0) or manifest.threads
-        self._lock = threading.Lock()
-        self._staging = [_Staging() for _ in manifest.inputs]
+        self.cpus = None if cpus is None else _usable(cpus)
         self.library, self._refusal = library, refusal
         self._device = device_kind(manifest.target)
         if refusal is None:
-            self._machine = library["vm_load_executable"]()
-            self._machine["vm_initialization"](*machine_devices(self._device))
-            self._main = self._machine["main"]
+            self._machines = InstancePool(
+                lambda: self._make_machine(making), instances or self._usual_instances()
+            )
+
+    def _usual_instances(self) -> int:
+        if self._device != CPU:
+            return 1
+        cores = len(available_cores() if self.cpus is None else self.cpus)
+        return max(1, cores // self.threads)
+
+    def _make_machine(self, making: Callable[[], AbstractContextManager[None]]) -> _Machine:
+        with making():
+            return _Machine(self.library, self._device, len(self.manifest.inputs))
+
+    @property
+    def instances(self) -> int:
+        """How many calls run at the same time; 0 where none can."""
+        return 0 if self._refusal is not None else self._machines.limit
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -213,40 +254,73 @@ class Runner:
         arrays = [
             _as_array(spec.name, value) for spec, value in zip(self.inputs, values, strict=True)
         ]
-        check_inputs(self.inputs, arrays)
-        with self._lock:
-            use_threads(self.threads)
-            operands = [
-                moved(stage.tensor(array), self._device)
-                for stage, array in zip(self._staging, arrays, strict=True)
-            ]
-            if instrument is not None:
-                self._machine["set_instrument"](instrument)
-            try:
-                result = self._main(*operands)
-            except (RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"the model failed on these inputs: {_first_line(error)}"
-                ) from error
-            finally:
-                if instrument is not None:
-                    self._machine["set_instrument"](None)
-            tensors = [moved(tensor, CPU) for tensor in _flatten(result)]
-            fresh = self.manifest.fresh_outputs
-            if len(fresh) != len(tensors):
-                fresh = (False,) * len(tensors)
-            # Copied under the lock: an output may be an input's buffer or the model's constant.
-            return [_hand_out(tensor, own) for tensor, own in zip(tensors, fresh, strict=True)]
+        bound_memory(tuple(check_inputs(self.inputs, arrays).values()))
+        with self._machines.lent() as machine:
+            work = partial(self._outputs, machine, arrays, instrument)
+            return machine.on_threads(self.threads, self.cpus, work)
+
+    def _outputs(
+        self, machine: _Machine, arrays: Sequence[np.ndarray], instrument: Any
+    ) -> list[np.ndarray]:
+        try:
+            result = machine.call(arrays, instrument)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"the model failed on these inputs: {_first_line(error)}") from error
+        tensors = [moved(tensor, CPU) for tensor in _flatten(result)]
+        fresh = self.manifest.fresh_outputs
+        if len(fresh) != len(tensors):
+            fresh = (False,) * len(tensors)
+        # Copied while the machine is ours: an output may be an input's buffer or a constant.
+        return [_hand_out(tensor, own) for tensor, own in zip(tensors, fresh, strict=True)]
+
+
+class _Machine:
+    """One virtual machine and the threads that it runs on, for one call at a time."""
+
+    def __init__(self, library: Any, device: int, inputs: int) -> None:
+        self._team: Team | None = None
+        self._machine = library["vm_load_executable"]()
+        self._machine["vm_initialization"](*machine_devices(device))
+        self._main = self._machine["main"]
+        self._staging = [_Staging() for _ in range(inputs)]
+        self._device = device
+
+    def on_threads(
+        self, threads: int, cores: Sequence[int] | None, work: Callable[[], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Do something on a number of threads."""
+        if threads == 1 and cores is None:
+            use_one_thread()
+            return work()
+        team = self._team
+        # Another process's is that of the parent that forked this one.
+        if team is None or (team.threads, team.process) != (threads, os.getpid()):
+            team = self._team = Team(threads, cores)
+        return team.run(work)
+
+    def call(self, arrays: Sequence[np.ndarray], instrument: Any) -> Any:
+        """Run on arrays that were checked; the instrument hears of every kernel."""
+        operands = [
+            moved(stage.tensor(array), self._device)
+            for stage, array in zip(self._staging, arrays, strict=True)
+        ]
+        if instrument is None:
+            return self._main(*operands)
+        self._machine["set_instrument"](instrument)
+        try:
+            return self._main(*operands)
+        finally:
+            self._machine["set_instrument"](None)
 
 
 class CompiledModule(Runner):
     """A compiled model with its manifest; made by `compile` and by `load_module`.
 
-    Calls from several Python threads are safe, and run one after the other.
+    `Runner` says what calls from several threads do.
 
     Parameters
     ----------
-    library, manifest, threads, refusal
+    library, manifest, threads, refusal, cpus, instances, making
         As for `Runner`; a module with a refusal can still be exported.
     exporter : callable, optional
         Writes this module to a path; what `export` calls.
@@ -262,16 +336,22 @@ class CompiledModule(Runner):
         exporter: Callable[[Path], None] | None = None,
         refusal: str | None = None,
         cuda_source: str | None = None,
+        *,
+        cpus: Sequence[int] | None = None,
+        instances: int | None = None,
+        making: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         if refusal is None:
             load_runtime()
-        super().__init__(library, manifest, threads, refusal)
+        super().__init__(
+            library, manifest, threads, refusal, cpus=cpus, instances=instances, making=making
+        )
         self._exporter, self.cuda_source = exporter, cuda_source
 
     def described_by(
         self, manifest: Manifest, exporter: Callable[[Path], None] | None
     ) -> CompiledModule:
-        """Return the same running module under another manifest; the two share one lock."""
+        """Return the same running module under another manifest; the two share their instances."""
         module = copy.copy(self)
         module.manifest, module._exporter = manifest, exporter
         return module
@@ -574,6 +654,15 @@ def _seen_as(tensor: Any, shape: tuple[int, ...], dtype: str) -> Any:
     import tvm_ffi
 
     return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(tensor, shape, dtype, 0)
+
+
+def _usable(cpus: Sequence[int]) -> tuple[int, ...]:
+    cores = available_cores()
+    unknown = [cpu for cpu in cpus if cpu not in cores]
+    if unknown or not cpus:
+        which = f"no core {unknown[0]}" if unknown else "none of no cores"
+        raise InputError(f"this process may use {which}; it has {', '.join(map(str, cores))}")
+    return tuple(sorted(set(cpus)))
 
 
 def _flatten(result: Any) -> list[Any]:

@@ -210,6 +210,31 @@ def test_a_torch_program_that_is_none_is_refused_in_words(tmp_path, capsys):
     assert "not a file that torch.export.save wrote" in capsys.readouterr().err
 
 
+def test_serving_without_its_extra_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("tvm_sparse.serving")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert cli.main(["serve", "model.so"]) == 1
+    said = capsys.readouterr().err
+    assert "serving needs uvicorn, which is not installed: pip install tvm-sparse[serve]" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--port", "65536"], "no port"),
+        (["--max-queue", "0"], "no whole number from 1 on"),
+        (["--max-size", "512"], "write NAME=512"),
+        (["--timeout", "-1"], "no length of time"),
+    ],
+)
+def test_wrong_options_of_serve_are_wrong_usage(options, sentence, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["serve", "model.so", *options])
+    assert stop.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_inspect_prints_a_table_and_writes_json(calls, tmp_path, capsys):
     path = tmp_path / "report.json"
     assert cli.main(["inspect", "m.onnx", "--shape", "x=1,32", "--json", str(path)]) == 0

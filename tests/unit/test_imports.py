@@ -40,6 +40,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "manifest",
             "thread_pool",
+            "instances",
+            "memory_pool",
             "device",
             "cuda_toolkit",
             "weights",
@@ -62,6 +64,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deployment", ("deploy", "excerpt", "packaging", "deployment")),
     ("compilation", ("compiler", "plugin", "tuner")),
     ("tools", ("bench", "demo", "zoo", "pruning", "session")),
+    ("serving", ("serving",)),
     ("command line", ("cli", "__main__")),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
