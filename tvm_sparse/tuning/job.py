@@ -110,18 +110,29 @@ def rotation(
 ) -> list[np.ndarray]:
     """Fill up to `count` weights with permutations of those at hand; the first comes last.
 
-    Rows are permuted, and input channels with all their taps: counts stay what they are, the
-    lengths of loops come in another order.
+    Groups of rows are permuted, and groups of input channels with all their taps: blocks, tiles and
+    N:M stay what they are, the lengths of loops come in another order.
     """
     rng = np.random.default_rng(0)
     chosen = list(weights[:count])
     while len(chosen) < count:
         matrix = weights[len(chosen) % len(weights)]
         rows, columns = matrix.shape
-        channels = rng.permutation(columns // taps)
+        channels = _in_groups(columns // taps, rng)
         order = (channels[:, None] * taps + np.arange(taps)).reshape(-1)
-        chosen.append(np.ascontiguousarray(matrix[rng.permutation(rows)][:, order]))
+        chosen.append(np.ascontiguousarray(matrix[_in_groups(rows, rng)][:, order]))
     return chosen[::-1]
+
+
+def _in_groups(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Permute groups of 16 neighbours and more, whose number is eight where that many fit.
+
+    What is behind the last whole group stays there.
+    """
+    group = 1 << max(4, (count // 8).bit_length() - 1)
+    whole = count // group
+    groups = rng.permutation(whole)[:, None] * group + np.arange(group)
+    return np.concatenate([groups.reshape(-1), np.arange(whole * group, count)])
 
 
 def _machine_from(data: Mapping[str, Any], target: Mapping[str, Any]) -> Machine:
