@@ -14,6 +14,7 @@ from typing import Any
 from .errors import SparseError
 from .files import write_text
 from .findings import Finding
+from .plain_data import build, parse_json
 
 VERSION = 1
 _GAP = "  "
@@ -195,8 +196,8 @@ class Report:
             When the text is no report, or one of a later version.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise SparseError(f"this is not a report: it is not valid JSON ({error})") from None
         version = data.get("version") if isinstance(data, dict) else None
         if not isinstance(version, int):
@@ -206,15 +207,10 @@ class Report:
                 f"this report has version {version}, and this program reads up to {VERSION}"
             )
         try:
-            return cls(
-                source=data["source"],
-                target=data["target"],
-                threads=data["threads"],
-                layers=tuple(_layer(entry) for entry in data["layers"]),
-                notes=tuple(data["notes"]),
-                totals=dict(data["totals"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            layers = [_layer(entry) for entry in data["layers"]]
+            others = ("source", "target", "threads", "notes", "totals")
+            return build(cls, {"layers": layers, **{name: data[name] for name in others}})
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise SparseError(f"this is not a whole report: {error!r}") from None
 
     def render(self, width: int | None = None) -> str:
@@ -459,4 +455,4 @@ def _layer(entry: Mapping[str, Any]) -> LayerReport:
     points = values.get("history", ())
     values["history"] = tuple((int(trial), float(time)) for trial, time in points)
     values["findings"] = tuple(map(Finding.from_data, values.get("findings", ())))
-    return LayerReport(**values)
+    return build(LayerReport, values)

@@ -32,6 +32,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "report",
             "report_html",
             "panels",
+            "plain_data",
+            "claims",
         ),
     ),
     (
@@ -76,6 +78,8 @@ WITHOUT_TVM = (
     "report",
     "report_html",
     "panels",
+    "plain_data",
+    "claims",
     "profile",
     "formats",
 )
