@@ -257,6 +257,6 @@ def _limit() -> int:
     text = os.environ.get("TVM_SPARSE_CACHE_BYTES", "")
     if not text:
         return DEFAULT_BYTES
-    if not text.isdigit():
+    if not (text.isdecimal() and len(text) <= 18):
         raise SparseError(f"TVM_SPARSE_CACHE_BYTES is a number of bytes, and '{text}' is none")
     return int(text)

@@ -508,7 +508,9 @@ def _read_arrays(path: str) -> np.ndarray | dict[str, np.ndarray]:
             return {key: content[key] for key in content.files}
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}'") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # What the parsers of NumPy and of zip files raise for bytes that are damaged: errors of
+        # their tokenizers, of decompression, of memory that a header claims, and more.
         reason = getattr(error, "strerror", None) or "it is no whole .npy or .npz file of numbers"
         raise InputError(f"'{path}' cannot be read: {reason}") from None
 
@@ -557,7 +559,7 @@ def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
 def _read_shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, equals, sizes = text.rpartition("=")
     parts = sizes.split(",") if sizes else []
-    if not (name and equals and all(part.strip().isdigit() for part in parts)):
+    if not (name and equals and all(part.strip().isdecimal() for part in parts)):
         raise ValueError(f"'{text}' is no shape; write NAME=1,128")
     return name, tuple(int(part) for part in parts)
 
@@ -591,7 +593,7 @@ def _read_sparsity(text: str) -> float:
 
 
 def _read_count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise ValueError(f"'{text}' is no whole number from 1 on")
     return value

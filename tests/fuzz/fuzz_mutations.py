@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,7 +26,7 @@ NASTY_TEXTS = (
     "ü" * 3,
     "long" * 300,
 )
-# What stands in the text of a JSON file in the place of these; no value of Python prints as they do.
+# Placeholders in JSON for what Python itself would not write.
 _DEEP, _DIGITS = "@deep@", "@digits@"
 NASTY_VALUES: tuple[Any, ...] = (
     *NASTY_INTS,
@@ -48,6 +49,10 @@ NASTY_VALUES: tuple[Any, ...] = (
     _DEEP,
     _DIGITS,
 )
+
+
+# Copies: what is put into a file may be changed there.
+nasty_values = st.sampled_from(NASTY_VALUES).map(copy.deepcopy)
 
 
 @st.composite
@@ -81,19 +86,19 @@ def damaged_data(draw: Callable[..., Any], data: Any) -> Any:
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(data))
         if not places:
-            return draw(st.sampled_from(NASTY_VALUES))
+            return draw(nasty_values)
         holder, key = draw(st.sampled_from(places))
         action = draw(st.sampled_from(("replace", "replace", "replace", "remove", "add", "wrap")))
         if action == "replace":
-            holder[key] = draw(st.sampled_from(NASTY_VALUES))
+            holder[key] = draw(nasty_values)
         elif action == "remove":
             del holder[key]
         elif action == "wrap":
             holder[key] = [holder[key]] if draw(st.booleans()) else {"x": holder[key]}
         elif isinstance(holder, list):
-            holder.insert(key, draw(st.sampled_from([holder[key], *NASTY_VALUES])))
+            holder.insert(key, draw(st.just(holder[key]) | nasty_values))
         else:
-            holder[draw(st.sampled_from(NASTY_TEXTS))] = draw(st.sampled_from(NASTY_VALUES))
+            holder[draw(st.sampled_from(NASTY_TEXTS))] = draw(nasty_values)
     return data
 
 

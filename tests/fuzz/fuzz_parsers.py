@@ -283,11 +283,12 @@ def read_records(folder: Path) -> object:
 def _site(workload: Any) -> Any:
     from tvm_sparse.ops import WeightSite
 
-    return WeightSite(name="fc", parameter="w", workload=workload)
+    return WeightSite("fc", "w", "y", workload, workload.geometry.weight_shape)
 
 
 def calibration_seeds() -> list[Files]:
     from tvm_sparse.schedules.x86.cost import PRICE_NAMES
+
     from tvm_sparse.targets import resolve_target, target_data
     from tvm_sparse.tuning.calibrate import VERSION, Calibration, calibration_path
     from tvm_sparse.tuning.core_speed import CoreSpeed
@@ -336,20 +337,25 @@ def report_seeds() -> list[Files]:
 def read_report(folder: Path) -> object:
     from tvm_sparse.report import Report
 
-    return Report.from_json((folder / "report.json").read_text(encoding="utf-8", errors="replace"))
+    text = (folder / "report.json").read_text(encoding="utf-8", errors="replace")
+    return str(Report.from_json(text))
 
 
 def bench_seeds() -> list[Files]:
-    from tvm_sparse.bench import VERSION
+    from tvm_sparse.bench import BenchCase, BenchResult, SystemTime
 
-    return [{"bench.json": json.dumps({"version": VERSION, "cases": []}).encode()}]
+    case = BenchCase(
+        "m", 1, 0.9, {"x": (1, 4)}, (0,), "onnxruntime", 5, (SystemTime("tvm_sparse", 1.5),)
+    )
+    result = BenchResult("a processor", "Linux", {"tvm-sparse": "0.1.0"}, "2026-01-01", (case,))
+    return [{"bench.json": result.to_json().encode()}]
 
 
 def read_bench(folder: Path) -> object:
     from tvm_sparse.bench import BenchResult
 
     text = (folder / "bench.json").read_text(encoding="utf-8", errors="replace")
-    return BenchResult.from_json(text)
+    return str(BenchResult.from_json(text))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -498,10 +504,10 @@ def array_seeds() -> list[Files]:
 
 
 def read_array(folder: Path) -> object:
-    from tvm_sparse.cli import as_declared, describe, read_inputs
+    from tvm_sparse.cli import as_declared, read_inputs
 
     arrays = read_inputs([("x", str(folder / "x.npy"))], ["x"])
-    return [describe(as_declared(array, "bfloat16")) for array in arrays.values()]
+    return [as_declared(array, "bfloat16") for array in arrays.values()]
 
 
 def matrix_seeds() -> list[Files]:

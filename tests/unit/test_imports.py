@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "panels",
             "plain_data",
             "claims",
+            "onnx_check",
         ),
     ),
     (

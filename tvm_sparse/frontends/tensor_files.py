@@ -115,7 +115,8 @@ def _files_of_index(path: Path) -> list[Path]:
         file = path.parent / name
         if Path(name).name != name:
             raise ModelError(f"the index '{path}' names '{name}', outside its folder")
-        if not file.is_file():
+        # Not Path's: that raises for names which no file can have.
+        if not os.path.isfile(file):
             raise ModelError(f"the file '{name}', which the index '{path}' names, is missing")
         files.append(file)
     return files
