@@ -18,7 +18,7 @@ import numpy as np
 
 from . import __version__
 from .dtypes import numpy_dtype
-from .errors import InputError, MissingExtraError, SparseError
+from .errors import InputError, SparseError
 
 if TYPE_CHECKING:
     from .report import Report
@@ -349,7 +349,9 @@ def _load(options: argparse.Namespace) -> Any:
 
     source: Any = options.model
     if Path(source).suffix == ".pt2":
-        source = _read_torch(source)
+        from .frontends.torch import open_program
+
+        source = open_program(source)
     return ts.load(source, shapes=_shapes(options), weights=options.weights)
 
 
@@ -370,21 +372,6 @@ def _with_weights(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
     from .frontends.onnx_overlay import with_weights
 
     return with_weights(options.model, options.weights)
-
-
-def _read_torch(path: str) -> Any:
-    if not os.path.exists(path):
-        raise SparseError(f"there is no file '{path}'")
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtraError(
-            f"'{path}' needs PyTorch, which is not installed: pip install tvm-sparse[torch]"
-        ) from None
-    # PyTorch logs a traceback of its own for a file that it cannot open.
-    if not zipfile.is_zipfile(path):
-        raise SparseError(f"'{path}' is not a file that torch.export.save wrote")
-    return torch.export.load(path)
 
 
 def _shapes(options: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:

@@ -176,8 +176,12 @@ def _plan_from(data: Any) -> Plan:
         raise PlanError("the plan is not a JSON object")
     if data.get("version") != VERSION:
         raise PlanError(f"the plan has version {data.get('version')}; this program reads {VERSION}")
+    entries = data.get("decisions")
+    if not isinstance(entries, list):
+        raise PlanError("the plan lacks or misspells a field: it has no list of 'decisions'")
+    fields = {key: value for key, value in data.items() if key != "version"}
     try:
-        plan = build(Plan, {key: value for key, value in data.items() if key != "version"})
+        plan = build(Plan, {**fields, "decisions": [_decision_from(entry) for entry in entries]})
     except ValueError as error:
         raise PlanError(f"the plan lacks or misspells a field: {error}") from None
     if plan.threads < 1:
@@ -189,6 +193,15 @@ def _plan_from(data: Any) -> Plan:
             raise PlanError(f"the plan decides twice about the layer '{decision.name}'")
         seen.add(decision.name)
     return plan
+
+
+def _decision_from(entry: Any) -> Decision:
+    try:
+        return build(Decision, entry)
+    except ValueError as error:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        where = f"layer '{name}' of the plan" if isinstance(name, str) else "the plan"
+        raise PlanError(f"{where} lacks or misspells a field: {error}") from None
 
 
 def _check_decision(decision: Decision) -> None:

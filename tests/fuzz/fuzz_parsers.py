@@ -155,6 +155,29 @@ def in_header(files: Files) -> st.SearchStrategy[Files]:
     )
 
 
+NAMES = tuple(
+    f"{layer}{end}"
+    for layer in ("a.weight", "b", "b.weight", "x_mask")
+    for end in ("", "_orig", "_mask", ".shape", ".compressed", ".bitmask", ".mask", "_packed")
+)
+ELEMENTS = ("float32", "float16", "float64", "bool", "uint8", "int8", "int32", "int64")
+CONTENTS = (0, 1, 2, 5, -1, 255, 2**31, 2**60)
+
+
+def of_tensors(files: Files) -> st.SearchStrategy[Files]:
+    """Whole files of tensors that hardly ever fit each other."""
+    from safetensors.numpy import save
+
+    def tensor(dtype: str, shape: list[int], content: int) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return np.full(shape, content, np.int64).astype(dtype)
+
+    shapes = st.lists(st.sampled_from((0, 1, 2, 8)), max_size=3)
+    tensors = st.builds(tensor, st.sampled_from(ELEMENTS), shapes, st.sampled_from(CONTENTS))
+    several = st.dictionaries(st.sampled_from(NAMES), tensors, min_size=1, max_size=6)
+    return several.map(lambda arrays: {"one.safetensors": save(arrays)})
+
+
 def in_index(files: Files) -> st.SearchStrategy[Files]:
     name = "model.safetensors.index.json"
     return in_structure(name)(files) if name in files else in_bytes(files)
@@ -561,10 +584,10 @@ def read_target(folder: Path) -> object:
 # ---------------------------------------------------------------------------------------------
 
 PARSERS: Mapping[str, Parser] = {
-    "model": Parser(onnx_seeds, either(in_fields, in_fields, in_bytes), load_model, 150),
-    "model to prune": Parser(onnx_seeds, either(in_fields, in_fields, in_bytes), prune_model, 80),
+    "model": Parser(onnx_seeds, either(*[in_fields] * 4, in_bytes), load_model, 150),
+    "model to prune": Parser(onnx_seeds, either(*[in_fields] * 4, in_bytes), prune_model, 80),
     "checkpoint": Parser(
-        checkpoint_seeds, either(in_header, in_header, in_index, in_bytes), read_checkpoint, 120
+        checkpoint_seeds, either(in_header, of_tensors, of_tensors, in_index, in_bytes), read_checkpoint, 120
     ),
     "plan": Parser(plan_seeds, either(in_structure("plan.json"), in_bytes), read_plan, 100),
     "records": Parser(record_seeds, either(in_records, in_records, in_bytes), read_records, 120),
