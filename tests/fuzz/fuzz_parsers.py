@@ -587,7 +587,10 @@ PARSERS: Mapping[str, Parser] = {
     "model": Parser(onnx_seeds, either(*[in_fields] * 4, in_bytes), load_model, 150),
     "model to prune": Parser(onnx_seeds, either(*[in_fields] * 4, in_bytes), prune_model, 80),
     "checkpoint": Parser(
-        checkpoint_seeds, either(in_header, of_tensors, of_tensors, in_index, in_bytes), read_checkpoint, 120
+        checkpoint_seeds,
+        either(in_header, of_tensors, of_tensors, in_index, in_bytes),
+        read_checkpoint,
+        120,
     ),
     "plan": Parser(plan_seeds, either(in_structure("plan.json"), in_bytes), read_plan, 100),
     "records": Parser(record_seeds, either(in_records, in_records, in_bytes), read_records, 120),

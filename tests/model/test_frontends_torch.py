@@ -187,7 +187,7 @@ def test_what_is_pickled_in_a_program_runs_no_code(tmp_path, place):
             new.writestr(f"{root}/data/constants/{place}", pickle.dumps(Bomb(ran)))
             place = "replaced"
     assert place == "replaced"
-    with pytest.raises(ModelError, match="unpickling|cannot be read"):
+    with pytest.raises(ModelError, match=r"unpickling|cannot be read"):
         open_program(changed)
     assert not ran.exists()
 
@@ -195,8 +195,8 @@ def test_what_is_pickled_in_a_program_runs_no_code(tmp_path, place):
 def test_a_program_that_is_cut_off_is_refused_in_a_sentence(tmp_path):
     path = saved_program(tmp_path / "m.pt2")
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ModelError, match="not a file that torch.export.save|cannot be read"):
+    with pytest.raises(ModelError, match=r"not a file that torch.export.save|cannot be read"):
         open_program(path)
     path.write_bytes(b"no archive")
-    with pytest.raises(ModelError, match="is not a file that torch.export.save wrote"):
+    with pytest.raises(ModelError, match=r"is not a file that torch.export.save wrote"):
         open_program(path)

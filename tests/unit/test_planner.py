@@ -216,8 +216,14 @@ BROKEN = {
         lambda plan, layer: layer.update(config=[1]),
         "layer 'fc' of the plan .* a list is no value of the field 'config'",
     ),
-    "a name that is a number": (lambda plan, layer: layer.update(name=3), "3 is no value of the field 'name'"),
-    "a kernel that is a list": (lambda plan, layer: layer.update(kernel=[]), "no value of the field 'kernel'"),
+    "a name that is a number": (
+        lambda plan, layer: layer.update(name=3),
+        "3 is no value of the field 'name'",
+    ),
+    "a kernel that is a list": (
+        lambda plan, layer: layer.update(kernel=[]),
+        "no value of the field 'kernel'",
+    ),
     "a time in words": (
         lambda plan, layer: layer.update(expected_us="fast"),
         "\"fast\" is no value of the field 'expected_us'",

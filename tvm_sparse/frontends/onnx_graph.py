@@ -389,11 +389,11 @@ def _unpack_branch(
     """Give the results and the nodes of a branch names of their own, and keep its constants."""
     branch = next(attr.g for attr in node.attribute if attr.name == which)
     prefix = f"{node.output[0]}/{which}/"
-    inner = {name for item in branch.node for name in item.output if name}
-    inner |= {tensor.name for tensor in branch.initializer}
-    renames = {name: prefix + name for name in inner}
+    renames = {name: prefix + name for name in _names_of(branch)}
     for tensor in branch.initializer:
         model.constants[renames[tensor.name]] = read_tensor(tensor, model.base)
+    for sparse in branch.sparse_initializer:
+        model.constants[renames[sparse.values.name]] = densify(sparse, model.base)
     for item in branch.node:
         _rename_in_node(item, renames)
     if len(branch.output) != len(node.output):
@@ -418,7 +418,16 @@ def _rename_in_node(node: onnx.NodeProto, renames: Mapping[str, str]) -> None:
             if name in renames:
                 names[index] = renames[name]
     for inner in subgraphs(node):
-        rename_values(inner, renames)
+        # What a graph calls so itself is another value.
+        own = _names_of(inner)
+        rename_values(inner, {old: new for old, new in renames.items() if old not in own})
+
+
+def _names_of(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the values that a graph makes or holds itself."""
+    stored = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+    computed = {name for node in graph.node for name in node.output if name}
+    return computed | {item.name for item in (*graph.input, *stored)}
 
 
 def _drop_identities(model: OnnxModel) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from ..errors import ModelError
 from ..model import TensorSpec
 
-
 # Sizes are multiplied with each other, in 64 bits.
 _LARGEST = 2**31 - 1
 
