@@ -14,7 +14,7 @@ STALE := build/lib build/bdist.*
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
 .PHONY: demo test lint wheel wheel-job test-slow test-torch bench bench-kernels bench-forms bench-tuning \
-	bench-cuda clean help
+	bench-cuda fuzz clean help
 
 help:
 	@echo "make demo        install into a fresh environment, and compile a pruned model"
@@ -22,6 +22,7 @@ help:
 	@echo "make lint        ruff, formatting and mypy only"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-torch  the tests that need PyTorch"
+	@echo "make fuzz        damaged files by the thousand, to every parser"
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
 	@echo "make bench-forms  measure every form of sparsity; rewrites the table of docs/forms.md"
@@ -75,6 +76,10 @@ test-slow: $(TEST)/ready
 test-torch: $(TEST)/ready
 	$(TEST)/bin/python -m pip install $(PIP_FLAGS) torch==2.13.0 'onnxscript>=0.3'
 	$(TEST)/bin/pytest -n 2 -m torch
+
+# TVM_SPARSE_FUZZ_EXAMPLES says how many damaged files each parser is given.
+fuzz: $(TEST)/ready
+	$(TEST)/bin/pytest -m slow tests/fuzz
 
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
 bench: $(TEST)/ready

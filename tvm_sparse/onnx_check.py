@@ -101,6 +101,11 @@ class _Checker:
         for index, needed in enumerate(signature.needed):
             if index >= len(node.input) or (needed and not node.input[index]):
                 raise ModelError(f"the node '{_label(node)}' ({node.op_type}) lacks an operand")
+        if any(attribute.ref_attr_name for attribute in node.attribute):
+            raise ModelError(
+                f"the node '{_label(node)}' ({node.op_type}) takes an attribute from a function "
+                "around it, and there is none"
+            )
         types = {attribute.name: attribute.type for attribute in node.attribute}
         for name in signature.required:
             if name not in types:

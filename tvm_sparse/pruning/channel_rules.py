@@ -22,9 +22,6 @@ Rule = Callable[[ChannelGraph, onnx.NodeProto], str]
 _SHARED = "its weight serves other nodes too"
 _NO_CONSTANT = "its weight or bias is no constant of the file"
 
-# Every channel of a branch without weights is kept track of, and a file may claim any number.
-_MOST_CHANNELS = 1 << 20
-
 
 def follow(graph: ChannelGraph) -> None:
     """Go through all nodes of a graph, which ONNX keeps in the order of their use."""
@@ -404,7 +401,7 @@ def _concat(graph: ChannelGraph, node: onnx.NodeProto) -> str:
             return "it joins along another axis"
         size = part[axis] if part is not None else None
         if channels is None:
-            if not isinstance(size, int) or size > _MOST_CHANNELS:
+            if not isinstance(size, int):
                 return f"'{name}' cannot be followed"
             channels = Channels(axis, graph.fresh(size), np.full(size, np.nan))
             graph.keep(channels.ids, f"'{name}' cannot be followed")
