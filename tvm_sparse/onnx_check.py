@@ -132,7 +132,7 @@ def _signature(operator: str, version: int, domain: str) -> _Signature:
     if not 0 < version < 1 << 31:
         return _Signature(attributes={})
     try:
-        schema = onnx.defs.get_schema(operator, version, domain)
+        schema: Any = onnx.defs.get_schema(operator, version, domain)
     except onnx.defs.SchemaError:
         # An operator of another domain, or one that is unknown: the importer will say so.
         return _Signature(attributes={})
@@ -144,7 +144,7 @@ def _signature(operator: str, version: int, domain: str) -> _Signature:
             for index in range(schema.min_input)
         ),
         max(schema.min_output, 1),
-        {name: item.type.value for name, item in schema.attributes.items()},
+        {name: int(item.type) for name, item in schema.attributes.items()},
         tuple(name for name, item in schema.attributes.items() if item.required),
     )
 

@@ -96,7 +96,7 @@ def build(kind: type[Built], data: Any) -> Built:
         return data
     if not isinstance(data, Mapping):
         raise ValueError(f"{_shown(data)} stands where an object should")
-    hints = _hints(kind)
+    hints = _hints(typing.cast(Any, kind))
     for name in data:
         if name not in hints:
             raise ValueError(f"there is no field '{name}'")

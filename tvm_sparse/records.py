@@ -344,7 +344,7 @@ def workload_from(data: Mapping[str, Any]) -> Workload:
 
 
 def _geometry_from(op: str, data: Mapping[str, Any]) -> Geometry:
-    found: Geometry = build(MatmulGeometry if op == "matmul" else Conv2dGeometry, data)
+    found: Geometry = build(MatmulGeometry, data) if op == "matmul" else build(Conv2dGeometry, data)
     for name, value in vars(found).items():
         sizes = value if isinstance(value, tuple) else (value,)
         if name != "padding" and any(isinstance(size, int) and size < 1 for size in sizes):

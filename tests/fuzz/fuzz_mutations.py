@@ -143,7 +143,10 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def _is_repeated(field: Any) -> bool:
-    return bool(field.is_repeated)
+    # The newest protobuf has no label any more, and older ones no such attribute.
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == field.LABEL_REPEATED)
 
 
 def _edit(draw: Callable[..., Any], message: Any, field: Any, messages: list[Any]) -> None:
