@@ -222,8 +222,3 @@ def _scalar(draw: Callable[..., Any], field: Any, messages: list[Any]) -> Any:
 
 def _names(node: onnx.NodeProto) -> list[str]:
     return [*node.input, *node.output, node.op_type, *(a.name for a in node.attribute)]
-
-
-def damaged_text_data(text: str) -> st.SearchStrategy[str]:
-    """Damage a JSON text by its structure."""
-    return damaged_data(json.loads(text)).map(to_text)

@@ -313,7 +313,7 @@ def calibration_seeds() -> list[Files]:
     from tvm_sparse.schedules.x86.cost import PRICE_NAMES
 
     from tvm_sparse.targets import resolve_target, target_data
-    from tvm_sparse.tuning.calibrate import VERSION, Calibration, calibration_path
+    from tvm_sparse.tuning.calibrate import Calibration, calibration_path
     from tvm_sparse.tuning.core_speed import CoreSpeed
 
     target = resolve_target("x86-64-v3")
@@ -328,7 +328,6 @@ def calibration_seeds() -> list[Files]:
         0.05,
         0.1,
     )
-    assert VERSION == 1
     return [{calibration_path("here", target).name: found.to_json().encode()}]
 
 
@@ -419,20 +418,18 @@ def framed(data: bytes) -> bytes:
 
 def read_framed_manifest(folder: Path) -> object:
     """Read the manifest out of a library that holds it, and what a runner does with it."""
-    from tvm_sparse.cpu_features import missing_features
     from tvm_sparse.dtypes import numpy_dtype
     from tvm_sparse.manifest import read_manifest
     from tvm_sparse.opening import check_processor
-    from tvm_sparse.runtime import Runner, describe
+    from tvm_sparse.runtime import Runner
 
     library = folder / "model.so"
     library.write_bytes(b"\x7fELF" + framed((folder / "manifest.json").read_bytes()))
     manifest = read_manifest(library)
     check_processor(library, manifest)
-    missing_features(manifest.cpu_features)
     for spec in (*manifest.inputs, *manifest.outputs):
         numpy_dtype(spec.dtype)
-    return Runner(None, manifest, refusal="not loaded"), describe
+    return Runner(None, manifest, refusal="not loaded")
 
 
 def package_seeds() -> list[Files]:
