@@ -261,6 +261,9 @@ def _is_dimension(value: Any) -> bool:
 def _is_dtype(name: str) -> bool:
     try:
         numpy_dtype(name)
+    except ImportError:
+        # The type is known; the package that has it is asked for by whoever runs the model.
+        return True
     except (TypeError, ValueError):
         return False
     return True
