@@ -14,7 +14,7 @@ STALE := build/lib build/bdist.*
 # A package on PYTHONPATH would be tested in place of this one.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: demo test lint wheel wheel-job test-slow test-torch test-browser docs bench bench-kernels \
+.PHONY: demo test lint wheel wheel-job test-slow test-torch test-browser fuzz docs bench bench-kernels \
 	bench-forms bench-tuning bench-cuda clean help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-torch  the tests that need PyTorch"
 	@echo "make test-browser  the tests that look at the report in a browser"
 	@echo "make docs        these pages as a site, in build/docs"
+	@echo "make fuzz        damaged files by the thousand, to every parser"
 	@echo "make bench       measure networks; rewrites the tables of README.md and docs/networks.md"
 	@echo "make bench-kernels  measure single kernels; rewrites the figures of docs/kernels.md"
 	@echo "make bench-forms  measure every form of sparsity; and its accuracy; rewrites docs/forms.md"
@@ -94,6 +95,10 @@ docs: $(DOCS)/ready
 test-browser: $(TEST)/ready
 	$(TEST)/bin/python -m pip install $(PIP_FLAGS) -e '.[browser]'
 	$(TEST)/bin/pytest tests/browser
+
+# TVM_SPARSE_FUZZ_EXAMPLES says how many damaged files each parser is given.
+fuzz: $(TEST)/ready
+	$(TEST)/bin/pytest -m slow tests/fuzz
 
 # Hours of nothing else on the machine; a run that was stopped goes on where it was.
 bench: $(TEST)/ready

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tvm_sparse.claims import claimed_zeros
 from tvm_sparse.errors import InputError
 
 # The group that means of these matrices are taken over.
@@ -45,7 +46,10 @@ def read_smtx(path: str | os.PathLike[str]) -> np.ndarray:
         raise _malformed(path, f"its row offsets do not rise from 0 to {nnz}")
     if nnz and not 0 <= columns.min() <= columns.max() < width:
         raise _malformed(path, f"a column index is not one of {width} columns")
-    mask = np.zeros((height, width), bool)
+    try:
+        mask = claimed_zeros((height, width), bool)
+    except ValueError as error:
+        raise _malformed(path, str(error)) from None
     mask[np.repeat(np.arange(height), np.diff(starts)), columns] = True
     if np.count_nonzero(mask) != nnz:
         raise _malformed(path, "a column index comes twice in a row")

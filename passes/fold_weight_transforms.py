@@ -272,19 +272,21 @@ def _full_like(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
 
 
 def _where(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-    return None if _grows(arrays) else np.where(*arrays)
+    return None if _grows(arrays) or len(arrays) != 3 else np.where(*arrays)
 
 
 def _compare(function: Callable[..., np.ndarray]) -> Evaluator:
     def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-        return None if _grows(arrays) else function(*arrays)
+        if _grows(arrays) or len(arrays) != len(call.args):
+            return None
+        return function(*arrays)
 
     return evaluate
 
 
 def _elementwise(function: Callable[..., np.ndarray]) -> Evaluator:
     def evaluate(arrays: list[np.ndarray], call: Any) -> np.ndarray | None:
-        if _grows(arrays):
+        if _grows(arrays) or len(arrays) != len(call.args):
             return None
         result = np.asarray(function(*arrays))
         return result if result.dtype == arrays[0].dtype else None

@@ -34,6 +34,7 @@ from .cpu_features import processor_name
 from .dtypes import HALF_TYPES, is_float, numpy_dtype
 from .errors import InputError, SparseError
 from .files import read_onnx, save_onnx, write_text
+from .plain_data import build, parse_json
 from .progress import SILENT, Progress
 from .runtime import aligned_empty
 
@@ -192,11 +193,10 @@ class BenchResult:
             When the text is something else.
         """
         try:
-            data = json.loads(text)
+            data = parse_json(text)
             if data.pop("version") != VERSION:
                 raise SparseError("this benchmark result is of another version")
-            cases = tuple(case_from_dict(case) for case in data.pop("cases"))
-            return cls(**data, cases=cases)
+            return build(cls, data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SparseError(f"this is no benchmark result: {error}") from None
 
@@ -248,19 +248,6 @@ class BenchResult:
             ]
             lines += [f"{case.name}: {note}." for note in case.notes]
         return lines
-
-
-def case_from_dict(data: Mapping[str, Any]) -> BenchCase:
-    """Rebuild a case from its plain data."""
-    return BenchCase(
-        **{
-            **data,
-            "inputs": {name: tuple(shape) for name, shape in data["inputs"].items()},
-            "cores": tuple(data["cores"]),
-            "notes": tuple(data["notes"]),
-            "systems": tuple(SystemTime(**system) for system in data["systems"]),
-        }
-    )
 
 
 def _row(case: BenchCase, columns: Sequence[str]) -> tuple[str, ...]:
@@ -432,7 +419,7 @@ def _measure_apart(job: Mapping[str, Any], folder: Path, progress: Progress) -> 
     data = json.loads(result_path.read_text())
     if "error" in data:
         raise SparseError(data["error"])
-    return case_from_dict(data)
+    return build(BenchCase, data)
 
 
 def cpu_name() -> str:

@@ -24,6 +24,7 @@ from typing import Any
 
 from .errors import SparseError
 from .files import home_folder
+from .plain_data import parse_json
 
 DEFAULT_BYTES = 8 << 30
 _LIBRARY, _ENTRY = "library.so", "entry.json"
@@ -115,8 +116,8 @@ class LibraryCache:
         if not place.is_dir():
             return None
         try:
-            entry = json.loads((place / _ENTRY).read_text(encoding="utf-8"))
-            wanted, about = entry["sha256"], entry["about"]
+            entry = parse_json((place / _ENTRY).read_bytes())
+            wanted, about = entry["sha256"], dict(entry["about"])
             found = _checksum(place / _LIBRARY)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedEntryError(f"it cannot be read ({type(error).__name__})") from None
@@ -173,7 +174,7 @@ class LibraryCache:
                 with suppress(OSError, ValueError, KeyError, TypeError):
                     entry = place.with_name(_ENTRY)
                     used = entry.stat().st_mtime
-                    about = dict(json.loads(entry.read_text(encoding="utf-8"))["about"])
+                    about = dict(parse_json(entry.read_bytes())["about"])
                 found.append(CachedLibrary(place.parent.name, place, size, used, about))
         return sorted(found, key=lambda library: library.used)
 
@@ -256,6 +257,6 @@ def _limit() -> int:
     text = os.environ.get("TVM_SPARSE_CACHE_BYTES", "")
     if not text:
         return DEFAULT_BYTES
-    if not text.isdigit():
+    if not (text.isdecimal() and len(text) <= 18):
         raise SparseError(f"TVM_SPARSE_CACHE_BYTES is a number of bytes, and '{text}' is none")
     return int(text)

@@ -381,7 +381,9 @@ def _load(options: argparse.Namespace) -> Any:
 
     source: Any = options.model
     if Path(source).suffix == ".pt2":
-        source = _read_torch(source)
+        from .frontends.torch import open_program
+
+        source = open_program(source)
     return ts.load(source, shapes=_shapes(options), weights=options.weights)
 
 
@@ -402,21 +404,6 @@ def _with_weights(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:
     from .frontends.onnx_overlay import with_weights
 
     return with_weights(options.model, options.weights)
-
-
-def _read_torch(path: str) -> Any:
-    if not os.path.exists(path):
-        raise SparseError(f"there is no file '{path}'")
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtraError(
-            f"'{path}' needs PyTorch, which is not installed: pip install tvm-sparse[torch]"
-        ) from None
-    # PyTorch logs a traceback of its own for a file that it cannot open.
-    if not zipfile.is_zipfile(path):
-        raise SparseError(f"'{path}' is not a file that torch.export.save wrote")
-    return torch.export.load(path)
 
 
 def _shapes(options: argparse.Namespace) -> dict[str, tuple[int, ...]] | None:
@@ -540,7 +527,9 @@ def _read_arrays(path: str) -> np.ndarray | dict[str, np.ndarray]:
             return {key: content[key] for key in content.files}
     except FileNotFoundError:
         raise InputError(f"there is no file '{path}'") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # What the parsers of NumPy and of zip files raise for bytes that are damaged: errors of
+        # their tokenizers, of decompression, of memory that a header claims, and more.
         reason = getattr(error, "strerror", None) or "it is no whole .npy or .npz file of numbers"
         raise InputError(f"'{path}' cannot be read: {reason}") from None
 
@@ -589,7 +578,7 @@ def _argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
 def _read_shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, equals, sizes = text.rpartition("=")
     parts = sizes.split(",") if sizes else []
-    if not (name and equals and all(part.strip().isdigit() for part in parts)):
+    if not (name and equals and all(part.strip().isdecimal() for part in parts)):
         raise ValueError(f"'{text}' is no shape; write NAME=1,128")
     return name, tuple(int(part) for part in parts)
 
@@ -623,7 +612,7 @@ def _read_sparsity(text: str) -> float:
 
 
 def _read_count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
+    value = int(text) if text.isdecimal() else 0
     if value < 1:
         raise ValueError(f"'{text}' is no whole number from 1 on")
     return value

@@ -9,8 +9,30 @@ def last_line(error: BaseException) -> str:
     return lines[-1]
 
 
+# A terminal shows as much in a few lines.
+_LONGEST = 480
+
+
+def one_sentence(text: str) -> str:
+    """Return a message as one printable line of bounded length.
+
+    Messages quote names and reasons out of files, and those may hold anything: line breaks,
+    commands to a terminal, halves of characters, megabytes.
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # Of many lines, as TVM writes them, the first says what failed and the last why.
+    whole = " ".join(lines if len(lines) <= 3 else [lines[0], "...", lines[-1]])
+    if len(whole) > _LONGEST:
+        whole = f"{whole[: _LONGEST - 160]} ... {whole[-120:]}"
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 4]} ..."
+
+
 class SparseError(Exception):
     """Base of every error raised on purpose; its message is one sentence for a person."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_sentence(message))
 
 
 class ModelError(SparseError):

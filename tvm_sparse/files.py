@@ -78,6 +78,8 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
+    from .onnx_check import check_model, check_tensors
+
     name = os.fspath(path)
     try:
         model = onnx.load(path)
@@ -85,11 +87,13 @@ def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"there is no file '{error.filename or name}'") from None
     except DecodeError:
         raise ModelError(f"'{name}' is not an ONNX model, or it is cut off") from None
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+    except (OSError, OverflowError, ValueError, onnx.checker.ValidationError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot read '{name}': {lines[0]}") from None
     if not model.graph.node:
         raise ModelError(f"'{name}' is not an ONNX model: it holds no graph")
+    check_model(model, f"'{name}'")
+    check_tensors(model)
     return model
 
 

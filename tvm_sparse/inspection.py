@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -45,7 +46,8 @@ def inspect_checkpoint(source: Any) -> Report:
 
 def _layer(entry: Entry) -> LayerReport:
     value = entry.read()
-    matrix = value.reshape(value.shape[0], -1)
+    # Not -1: NumPy cannot tell it where there are no elements.
+    matrix = value.reshape(value.shape[0], math.prod(value.shape[1:]))
     # Of numbers: a mask's zeros are counted like a weight's.
     matrix = matrix.astype(np.float32) if entry.is_mask else matrix
     profile = profile_weight(matrix, taps=int(np.prod(value.shape[2:])))

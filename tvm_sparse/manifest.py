@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
+from .dtypes import numpy_dtype
 from .errors import LibraryError
 from .model import TensorSpec
+from .plain_data import parse_json
 
 FORMAT = 1
 
@@ -24,6 +26,8 @@ _HEADER_BYTES = len(_MARKER) + _LENGTH.size + _CHECKSUM_BYTES
 
 _SYMBOL = "tvm_sparse_manifest"
 _C_LINE_BYTES = 96
+
+_MOST_THREADS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class Manifest:
             When the text is not JSON, or `from_data` refuses what it says.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise LibraryError(f"the library's manifest is not valid JSON: {error}") from None
         if not isinstance(data, dict):
             raise LibraryError("the library's manifest is not a JSON object")
@@ -106,7 +110,7 @@ class Manifest:
             tvm_version=take_field(data, "tvm_version", str),
             target=take_field(data, "target", dict),
             cpu_features=_take_strings(data, "cpu_features"),
-            threads=take_field(data, "threads", int),
+            threads=_take_threads(data),
             inputs=_take_specs(data, "inputs"),
             outputs=_take_specs(data, "outputs"),
             plan=take_field(data, "plan", dict),
@@ -243,11 +247,33 @@ def _take_specs(data: Mapping[str, Any], key: str) -> tuple[TensorSpec, ...]:
         if not isinstance(entry, dict):
             raise LibraryError(f"the library's manifest has a broken '{key}'")
         shape = take_field(entry, "shape", list)
-        if not all(isinstance(dim, (int, str)) for dim in shape):
-            raise LibraryError(f"the library's manifest has a broken '{key}'")
         name, dtype = take_field(entry, "name", str), take_field(entry, "dtype", str)
+        if not all(map(_is_dimension, shape)) or not _is_dtype(dtype):
+            raise LibraryError(f"the library's manifest has a broken '{key}'")
         specs.append(TensorSpec(name=name, shape=tuple(shape), dtype=dtype))
     return tuple(specs)
+
+
+def _is_dimension(value: Any) -> bool:
+    return isinstance(value, str) or (type(value) is int and 0 <= value < 1 << 63)
+
+
+def _is_dtype(name: str) -> bool:
+    try:
+        numpy_dtype(name)
+    except ImportError:
+        # The type is known; the package that has it is asked for by whoever runs the model.
+        return True
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _take_threads(data: Mapping[str, Any]) -> int:
+    threads = take_field(data, "threads", int)
+    if not 1 <= threads <= _MOST_THREADS:
+        raise LibraryError("the library's manifest has a broken 'threads'")
+    return int(threads)
 
 
 def _take_kernels(data: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -139,11 +139,13 @@ def _check_elf(file: Path, head: bytes, size: int, stream: Any) -> None:
         raise TargetError(
             f"'{file}' is for {names[0]} processors, and this machine is {platform.machine()}"
         )
+    if segment_count and segment_size != _ELF_SEGMENT.size:
+        raise LibraryError(f"'{file}' is damaged: its segments have {segment_size} bytes of header")
     end = max(sections + section_size * section_count, segments + segment_size * segment_count)
     if end <= size:
         stream.seek(segments)
         for _ in range(segment_count):
-            entry = _ELF_SEGMENT.unpack(stream.read(segment_size)[: _ELF_SEGMENT.size])
+            entry = _ELF_SEGMENT.unpack(stream.read(segment_size))
             end = max(end, entry[2] + entry[5])
     if end > size:
         raise LibraryError(f"'{file}' is truncated: {size} bytes are left of at least {end}")

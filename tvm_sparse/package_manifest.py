@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import LibraryError
 from .manifest import Manifest, take_field
+from .plain_data import parse_json
 
 MANIFEST = "manifest.json"
 
@@ -80,8 +81,8 @@ class PackageManifest:
             When the text is something else, of a newer version, or lacks a field.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise LibraryError(f"it is not valid JSON: {error}") from None
         if not isinstance(data, dict) or data.get("kind") != KIND:
             raise LibraryError("it is not the manifest of a package")

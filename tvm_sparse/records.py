@@ -10,8 +10,9 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import RecordError
+from .errors import RecordError, one_sentence
+from .plain_data import build, parse_json
 from .profile import SparsityProfile
 from .workload import (
     Conv2dGeometry,
     Epilogue,
-    EpilogueOp,
-    EpilogueRef,
     Geometry,
     MatmulGeometry,
     Workload,
@@ -251,7 +251,7 @@ def read_records(path: str | os.PathLike[str], *, missing_ok: bool = False) -> R
         except _NotOurs as error:
             torn = number == len(lines)
             what = "is torn" if torn else f"is no record ({error})"
-            skipped.append(f"line {number} of '{path}' {what} and was skipped")
+            skipped.append(one_sentence(f"line {number} of '{path}' {what} and was skipped"))
     if skipped and not records and len(skipped) > 1:
         raise RecordError(f"'{path}' holds no tuning records: {skipped[0]}")
     return RecordFile(tuple(records), tuple(skipped))
@@ -273,22 +273,19 @@ def _to_line(record: TuningRecord) -> str:
 
 def _from_line(line: bytes) -> TuningRecord:
     try:
-        data = json.loads(line)
-    except (ValueError, RecursionError):
+        data = parse_json(line)
+    except ValueError:
         raise _NotOurs("not JSON") from None
     if not isinstance(data, dict):
         raise _NotOurs("not an object")
     if data.get("version") != VERSION:
         raise _NotOurs(f"version {data.get('version')}; this program reads {VERSION}")
     try:
-        known = {f.name for f in fields(TuningRecord)} - {"subject"}
-        record = TuningRecord(
-            _subject_from(data["subject"]), **{key: data[key] for key in known if key in data}
-        )
+        known = {f.name for f in fields(TuningRecord)} & data.keys()
+        subject = _subject_from(data["subject"])
+        record = build(TuningRecord, {**{key: data[key] for key in known}, "subject": subject})
         key = record.key
-    except (
-        KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
-    ) as error:  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _NotOurs(f"a field is missing or wrong: {error}") from None
     _check_values(record)
     if data.get("key") != key:
@@ -300,38 +297,33 @@ def _check_values(record: TuningRecord) -> None:
     times = (record.us, record.low_us, record.high_us)
     if record.status not in STATUSES:
         raise _NotOurs(f"unknown status '{record.status}'")
-    if not isinstance(record.kernel, str) or not isinstance(record.config, dict):
-        raise _NotOurs("the kernel or its configuration is no such thing")
     for value in times:
-        if value is not None and not (_is_number(value) and 0 < value < 1e12):
+        if value is not None and not 0 < value < 1e12:
             raise _NotOurs(f"{value} is no time")
     for name in ("samples", "trial"):
         value = getattr(record, name)
-        if type(value) is not int or value < 0:
+        if value < 0:
             raise _NotOurs(f"{value!r} is no number of {name}")
-    for name in ("message", "when"):
-        if not isinstance(getattr(record, name), str):
-            raise _NotOurs(f"{getattr(record, name)!r} is no text as {name}")
-    if not _is_number(record.seconds) or not (
-        record.error_share is None or _is_number(record.error_share)
-    ):
-        raise _NotOurs("the seconds or the share of the error are no numbers")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _subject_from(data: Mapping[str, Any]) -> Subject:
     return Subject(
         workload_from(data["workload"]),
         tuple(str(digest) for digest in data["weights"]),
-        Statistics(**data["statistics"]),
+        _statistics_from(data["statistics"]),
         dict(data["target"]),
         str(data["machine"]),
         str(data["code"]),
         str(data["tvm"]),
     )
+
+
+def _statistics_from(data: Mapping[str, Any]) -> Statistics:
+    found = build(Statistics, data)
+    spreads = (found.row_cv, found.column_cv)
+    if not (0 <= found.density <= 1 and all(0 <= cv < math.inf for cv in spreads)):
+        raise ValueError("the density or a spread is out of range")
+    return found
 
 
 def workload_from(data: Mapping[str, Any]) -> Workload:
@@ -342,26 +334,19 @@ def workload_from(data: Mapping[str, Any]) -> Workload:
     KeyError, TypeError, ValueError
         When a field is missing or wrong.
     """
-    epilogue = data["epilogue"]
-    ops = tuple(
-        EpilogueOp(op["name"], tuple(EpilogueRef(**ref) for ref in op["inputs"]))
-        for op in epilogue["ops"]
-    )
     return Workload(
         str(data["op"]),
         _geometry_from(str(data["op"]), data["geometry"]),
         str(data["dtype"]),
-        Epilogue(ops, int(epilogue["channels"]), int(epilogue["tensors"])),
+        build(Epilogue, data["epilogue"]),
         int(data["threads"]),
     )
 
 
 def _geometry_from(op: str, data: Mapping[str, Any]) -> Geometry:
-    if op == "matmul":
-        return MatmulGeometry(**data)
-    values = {key: _tuple(value) for key, value in data.items()}
-    return Conv2dGeometry(**values)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    found: Geometry = build(MatmulGeometry, data) if op == "matmul" else build(Conv2dGeometry, data)
+    for name, value in vars(found).items():
+        sizes = value if isinstance(value, tuple) else (value,)
+        if name != "padding" and any(isinstance(size, int) and size < 1 for size in sizes):
+            raise ValueError(f"{value} is no size of the field '{name}'")
+    return found

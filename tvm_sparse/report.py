@@ -14,6 +14,7 @@ from typing import Any
 from .errors import SparseError
 from .files import write_text
 from .findings import Finding
+from .plain_data import build, parse_json
 from .spy import Spy
 
 VERSION = 1
@@ -260,8 +261,8 @@ class Report:
             When the text is no report, or one of a later version.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise SparseError(f"this is not a report: it is not valid JSON ({error})") from None
         version = data.get("version") if isinstance(data, dict) else None
         if not isinstance(version, int):
@@ -271,16 +272,11 @@ class Report:
                 f"this report has version {version}, and this program reads up to {VERSION}"
             )
         try:
-            return cls(
-                source=data["source"],
-                target=data["target"],
-                threads=data["threads"],
-                layers=tuple(_layer(entry) for entry in data["layers"]),
-                notes=tuple(data["notes"]),
-                totals=dict(data["totals"]),
-                ceilings=_ceilings(data.get("ceilings")),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            layers = [_layer(entry) for entry in data["layers"]]
+            others = ("source", "target", "threads", "notes", "totals")
+            values = {"layers": layers, **{name: data[name] for name in others}}
+            return build(cls, {**values, "ceilings": data.get("ceilings")})
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise SparseError(f"this is not a whole report: {error!r}") from None
 
     def render(self, width: int | None = None) -> str:
@@ -537,29 +533,12 @@ def _layer(entry: Mapping[str, Any]) -> LayerReport:
     values["history"] = tuple((int(trial), float(time)) for trial, time in points)
     values["findings"] = tuple(map(Finding.from_data, values.get("findings", ())))
     values["candidates"] = tuple(map(_tried, values.get("candidates", ())))
-    values["packed_with"] = tuple(map(str, values.get("packed_with", ())))
     for name in ("spy", "packed_spy"):
         if values.get(name) is not None:
             values[name] = Spy.from_data(values[name])
-    return LayerReport(**values)
+    return build(LayerReport, values)
 
 
 def _tried(entry: Mapping[str, Any]) -> Tried:
-    return Tried(
-        format=str(entry["format"]),
-        kernel=str(entry["kernel"]),
-        config=dict(entry["config"]),
-        us=float(entry["us"]),
-        measured=bool(entry["measured"]),
-    )
-
-
-def _ceilings(entry: Mapping[str, Any] | None) -> Ceilings | None:
-    if entry is None:
-        return None
-    tensor = entry["tensor_gflops"]
-    return Ceilings(
-        float(entry["gflops"]),
-        float(entry["memory_gbytes"]),
-        None if tensor is None else float(tensor),
-    )
+    # A time that is not finite is written as text.
+    return build(Tried, {**entry, "us": float(entry["us"])})

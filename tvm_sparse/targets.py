@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from .cpu_features import cache_bytes, missing_features, required_features
 from .errors import TargetError
+from .plain_data import parse_json
 
 TargetLike = str | Mapping[str, Any] | Any
 
@@ -176,8 +176,8 @@ def resolve_target(target: TargetLike) -> Any:
     if isinstance(target, str):
         if target.lstrip().startswith("{"):
             try:
-                target = json.loads(target)
-            except json.JSONDecodeError as error:
+                target = parse_json(target)
+            except ValueError as error:
                 raise TargetError(f"the target is not valid JSON: {error}") from None
         elif target in ("native", "llvm"):
             target = _native()

@@ -323,6 +323,23 @@ def test_a_branch_with_a_constant_condition_is_taken():
     assert ops_of(load(proto)) == ["negative", "abs"]
 
 
+def test_a_branch_keeps_its_weight_where_only_the_nonzeros_are_stored():
+    value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)
+    nonzeros = numpy_helper.from_array(random(3), "w")
+    places = numpy_helper.from_array(np.array([0, 5, 11]), "w_places")
+    sparse = helper.make_sparse_tensor(nonzeros, places, [4, 3])
+    graph = helper.make_graph(
+        [node("MatMul", ["x", "w"], ["r"])], "b", [], [value], sparse_initializer=[sparse]
+    )
+    other = helper.make_graph([node("Neg", ["x"], ["r"])], "b", [], [value])
+    nodes = [node("If", ["c"], ["y"], then_branch=graph, else_branch=other)]
+    proto = onnx_model(nodes, {"c": np.array(True)}, {"x": (2, 4)})
+    weight = np.zeros(12, np.float32)
+    weight[[0, 5, 11]] = random(3)
+    x = random(2, 4, seed=1)
+    assert_close(run_model(load(proto), x)[0], x @ weight.reshape(4, 3))
+
+
 @pytest.mark.parametrize(("columns", "operator"), [(1, "squeeze"), (4, "negative")])
 def test_a_condition_on_a_known_shape_is_settled(columns: int, operator: str):
     value = helper.make_tensor_value_info("r", TensorProto.FLOAT, None)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ from tvm_sparse.passes.rewrite_main import bindings_of, main_of
 
 from tvm_sparse.errors import ModelError
 from tvm_sparse.frontends.loading import load
+from tvm_sparse.frontends.torch import open_program
 from tvm_sparse.model import Model
 
 torch = pytest.importorskip("torch")
@@ -138,3 +144,59 @@ def test_a_linear_layer_in_half_precision_is_refused_in_words(dtype):
     x = torch.randn(5, 16).to(getattr(torch, dtype))
     with pytest.raises(ModelError, match="cannot import this PyTorch program: Binary operators"):
         load(torch.export.export(net.eval(), (x,)))
+
+
+def saved_program(path: Path) -> Path:
+    net = torch.nn.Linear(4, 3).eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 4),)), path)
+    return path
+
+
+def test_a_saved_program_is_opened_and_the_environment_is_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    program = open_program(saved_program(tmp_path / "m.pt2"))
+    assert [spec.shape for spec in load(program).inputs] == [(2, 4)]
+    switches = {name: value for name, value in os.environ.items() if "TORCH_FORCE" in name}
+    assert switches == {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("place", ["opaque_obj_0", "custom_obj_0", "the example inputs"])
+def test_what_is_pickled_in_a_program_runs_no_code(tmp_path, place):
+    whole, changed = saved_program(tmp_path / "m.pt2"), tmp_path / "changed.pt2"
+    ran = tmp_path / "ran"
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if place == "the example inputs" and "sample_inputs" in name:
+                buffer = io.BytesIO()
+                torch.save(Bomb(ran), buffer)
+                data, place = buffer.getvalue(), "replaced"
+            new.writestr(name, data)
+        if place.endswith("obj_0"):
+            root = old.namelist()[0].partition("/")[0]
+            new.writestr(f"{root}/data/constants/{place}", pickle.dumps(Bomb(ran)))
+            place = "replaced"
+    assert place == "replaced"
+    with pytest.raises(ModelError, match=r"unpickling|cannot be read"):
+        open_program(changed)
+    assert not ran.exists()
+
+
+def test_a_program_that_is_cut_off_is_refused_in_a_sentence(tmp_path):
+    path = saved_program(tmp_path / "m.pt2")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ModelError, match=r"not a file that torch.export.save|cannot be read"):
+        open_program(path)
+    path.write_bytes(b"no archive")
+    with pytest.raises(ModelError, match=r"is not a file that torch.export.save wrote"):
+        open_program(path)

@@ -33,6 +33,9 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "report",
             "report_html",
             "panels",
+            "plain_data",
+            "claims",
+            "onnx_check",
         ),
     ),
     (
@@ -81,6 +84,8 @@ WITHOUT_TVM = (
     "report",
     "report_html",
     "panels",
+    "plain_data",
+    "claims",
     "profile",
     "formats",
 )

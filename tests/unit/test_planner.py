@@ -214,13 +214,19 @@ BROKEN = {
     ),
     "a configuration that is a list": (
         lambda plan, layer: layer.update(config=[1]),
-        "'fc': the configuration is not an object",
+        "layer 'fc' of the plan .* a list is no value of the field 'config'",
     ),
-    "a name that is a number": (lambda plan, layer: layer.update(name=3), "'name' is not a text"),
-    "a kernel that is a list": (lambda plan, layer: layer.update(kernel=[]), "'kernel' is not a"),
+    "a name that is a number": (
+        lambda plan, layer: layer.update(name=3),
+        "3 is no value of the field 'name'",
+    ),
+    "a kernel that is a list": (
+        lambda plan, layer: layer.update(kernel=[]),
+        "no value of the field 'kernel'",
+    ),
     "a time in words": (
         lambda plan, layer: layer.update(expected_us="fast"),
-        "'expected_us' is not a number",
+        "\"fast\" is no value of the field 'expected_us'",
     ),
     "candidates are null": (lambda plan, layer: layer.update(candidates=None), "misspells a field"),
     "the same layer twice": (

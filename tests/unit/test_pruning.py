@@ -240,6 +240,7 @@ def test_biases_norms_and_embeddings_stay():
     model = zoo.bert_encoder(layers=1, hidden=32, heads=2, ffn=64, seq=8)
     table = numpy_helper.from_array(gaussian(3, 11, 32), "table")
     model.graph.initializer.append(table)
+    model.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [1]))
     model.graph.node.insert(0, helper.make_node("Gather", ["table", "ids"], ["embedded"]))
     before, after = weights_of(model), weights_of(prune(model, sparsity=0.9))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -251,6 +252,7 @@ def test_biases_norms_and_embeddings_stay():
 
 def test_a_matmul_weight_shared_with_an_embedding_stays_and_the_report_says_so():
     model = matmul_model(gaussian(0, 8, 8), gaussian(1, 8, 8))
+    model.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [1]))
     model.graph.node.append(helper.make_node("Gather", ["w0", "ids"], ["e"], name="embed"))
     report = prune_with_report(model, sparsity=0.5)
     assert report.kept == {"m0": "its weight 'w0' also feeds the Gather 'embed'"}

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from ..errors import ModelError
 from ..model import Model, TensorSpec
+from ..onnx_check import numpy_type
 from ..passes.empty_branches import empty_branches
 from ..passes.rewrite_main import main_of, with_main
 from .onnx_file import OnnxModel, read_onnx
@@ -132,9 +133,8 @@ def _read_input(value: onnx.ValueInfoProto) -> TensorSpec:
         else:
             # Some exporters write 0 or -1 where they mean any size.
             dims.append(dim.dim_param or f"{value.name}_dim{axis}")
-    dtype = (
-        str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else "float32"
-    )
+    kind = tensor.elem_type or onnx.TensorProto.FLOAT
+    dtype = str(numpy_type(kind, f"the input '{value.name}'"))
     return TensorSpec(value.name, tuple(dims), dtype)
 
 
@@ -213,7 +213,8 @@ def _import(model: OnnxModel) -> Any:
 
 def _explain(model: OnnxModel, printed: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[-1] if lines else type(error).__name__
+    # Some of its errors say nothing but a full stop.
+    reason = next((line for line in lines[-1:] if len(line) > 1), type(error).__name__)
     found = re.search(r"Error converting operator (\w+)", printed)
     if found is None:
         return f"TVM cannot import this model: {reason}"

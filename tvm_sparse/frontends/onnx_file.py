@@ -6,7 +6,9 @@ Weights leave the protobuf first: everything after works on a small message, so 
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from ..claims import claimed_zeros
 from ..errors import ModelError
+from ..onnx_check import check_model, check_tensor, numpy_type
 
 
 @dataclass
@@ -98,6 +102,7 @@ def _parse(data: bytes, title: str) -> onnx.ModelProto:
 def _split(proto: onnx.ModelProto, base: Path | None, title: str) -> OnnxModel:
     if not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{title} has no outputs, so there is nothing to compute")
+    check_model(proto, title)
     model = OnnxModel(_without_weights(proto), {}, base, title)
     for tensor in proto.graph.initializer:
         model.constants[tensor.name] = read_tensor(tensor, base)
@@ -129,15 +134,10 @@ def read_tensor(tensor: onnx.TensorProto, base: Path | None) -> np.ndarray:
     ModelError
         When the data is missing or too short.
     """
+    check_tensor(tensor)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         return _read_external(tensor, base)
-    try:
-        return numpy_helper.to_array(tensor)
-    except Exception:
-        raise ModelError(
-            f"the initialiser '{tensor.name}' does not hold the {list(tensor.dims)} elements that "
-            "it declares; the file is damaged"
-        ) from None
+    return numpy_helper.to_array(tensor)
 
 
 def _read_external(tensor: onnx.TensorProto, base: Path | None) -> np.ndarray:
@@ -148,15 +148,37 @@ def _read_external(tensor: onnx.TensorProto, base: Path | None) -> np.ndarray:
             f"the weight '{tensor.name}' stands in the external file '{location}'; "
             "pass the model's path, not its bytes"
         )
-    path = (base / location).resolve()
-    if os.path.isabs(location) or not path.is_relative_to(base.resolve()):
-        raise ModelError(f"the external data '{location}' lies outside the model's folder")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    path = _external_file(location, base, tensor.name)
+    offset, length = (_number(entries, key, tensor.name) for key in ("offset", "length"))
     if tensor.data_type not in _BYTE_SIZED:
-        return _read_packed(tensor, path, entries)
-    count = int(np.prod(tensor.dims, dtype=np.int64))
-    data = _read_range(path, location, tensor.name, int(entries.get("offset", 0)), dtype, count)
+        return _read_packed(tensor, path, offset, length)
+    dtype = numpy_type(tensor.data_type, f"the weight '{tensor.name}'")
+    data = _read_range(path, location, tensor.name, offset, dtype, math.prod(tensor.dims))
     return data.reshape(tuple(tensor.dims))
+
+
+def _external_file(location: str, base: Path, name: str) -> Path:
+    """Find a file of external data, in the folder of the model and nowhere else."""
+    if "\0" in location or os.path.isabs(location):
+        raise ModelError(f"the external data '{location}' lies outside the model's folder")
+    # Not Path's own methods: those raise for names which no file can have.
+    path = Path(os.path.realpath(base / location))
+    if not path.is_relative_to(os.path.realpath(base)):
+        raise ModelError(f"the external data '{location}' lies outside the model's folder")
+    if not os.path.exists(path):
+        raise ModelError(f"the external data file '{location}' with the weight '{name}' is missing")
+    # A pipe would be waited for.
+    if not os.path.isfile(path):
+        raise ModelError(f"the external data '{location}' of the weight '{name}' is no file")
+    return path
+
+
+def _number(entries: Mapping[str, str], key: str, name: str) -> int:
+    text = entries.get(key) or "0"
+    # No file is longer than what 18 digits say.
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ModelError(f"the external data of the weight '{name}' has no number as its {key}")
+    return int(text)
 
 
 def _read_range(
@@ -164,10 +186,6 @@ def _read_range(
 ) -> np.ndarray:
     try:
         data = _read_bytes(path, offset, count * dtype.itemsize)
-    except FileNotFoundError:
-        raise ModelError(
-            f"the external data file '{location}' with the weight '{name}' is missing"
-        ) from None
     except OSError as error:
         raise ModelError(f"the external data file '{location}' cannot be read: {error}") from None
     if data.size != count * dtype.itemsize:
@@ -209,17 +227,16 @@ _BYTE_SIZED = frozenset(
 )
 
 
-def _read_packed(tensor: onnx.TensorProto, path: Path, entries: dict[str, str]) -> np.ndarray:
+def _read_packed(tensor: onnx.TensorProto, path: Path, offset: int, length: int) -> np.ndarray:
     """Read elements smaller than a byte, whose packing onnx itself knows best."""
-    location = entries.get("location", "")
     inline = onnx.TensorProto()
     inline.CopyFrom(tensor)
     inline.data_location = onnx.TensorProto.DEFAULT
     del inline.external_data[:]
-    length = int(entries.get("length", 0)) or path.stat().st_size
-    offset = int(entries.get("offset", 0))
-    raw = _read_range(path, location, tensor.name, offset, np.dtype(np.uint8), length)
+    length = length or max(path.stat().st_size - offset, 0)
+    raw = _read_range(path, path.name, tensor.name, offset, np.dtype(np.uint8), length)
     inline.raw_data = raw.tobytes()
+    check_tensor(inline)
     return numpy_helper.to_array(inline)
 
 
@@ -229,7 +246,10 @@ def densify(sparse: onnx.SparseTensorProto, base: Path | None) -> np.ndarray:
     values = read_tensor(sparse.values, base)
     indices = read_tensor(sparse.indices, base)
     dims = tuple(sparse.dims)
-    dense = np.zeros(dims, values.dtype)
+    try:
+        dense = claimed_zeros(dims, values.dtype)
+    except ValueError as error:
+        raise ModelError(f"the sparse initialiser '{name}' cannot be: {error}") from None
     try:
         if indices.ndim == 1:
             dense.reshape(-1)[_checked(indices, dense.size)] = values
@@ -244,6 +264,8 @@ def densify(sparse: onnx.SparseTensorProto, base: Path | None) -> np.ndarray:
 
 
 def _checked(indices: np.ndarray, size: int) -> np.ndarray:
+    if indices.dtype.kind not in "iu" or indices.ndim != 1:
+        raise IndexError
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise IndexError
     return indices

@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from ..claims import claimed_zeros
 from ..errors import ModelError
 from .onnx_file import OnnxModel, densify, read_tensor
-from .onnx_values import known_value
+from .onnx_values import known_value, with_shapes
 
 # The newest opset that needs no conversion; older models are brought up to it if onnx can do so.
 _OPSET = 13
@@ -125,7 +126,7 @@ def simplify_graph(model: OnnxModel) -> None:
     Raises
     ------
     ModelError
-        When an operator is unknown to the importer, or the graph reads what nothing computes.
+        When an operator is unknown to the importer.
     """
     _refuse_new_opset(model)
     if model.proto.functions:
@@ -137,7 +138,6 @@ def simplify_graph(model: OnnxModel) -> None:
     _expand_missing(model)
     _collect_constants(model)
     _drop_identities(model)
-    _refuse_undefined(model)
     _explicit_padding(model)
     _scale_gemm(model)
     _split_clips(model)
@@ -271,8 +271,7 @@ def _constant_value(model: OnnxModel, node: onnx.NodeProto) -> np.ndarray | None
     attrs = {attr.name: attr for attr in node.attribute}
     if node.op_type == "ConstantOfShape" and node.input[0] in model.constants:
         fill = read_tensor(attrs["value"].t, model.base) if "value" in attrs else np.zeros(1, "f4")
-        shape = tuple(int(size) for size in model.constants[node.input[0]])
-        return np.full(shape, fill.reshape(-1)[0], fill.dtype)
+        return _filled(node, model.constants[node.input[0]], fill)
     if node.op_type != "Constant":
         return None
     if "value" in attrs:
@@ -285,6 +284,18 @@ def _constant_value(model: OnnxModel, node: onnx.NodeProto) -> np.ndarray | None
     if "value_ints" in attrs:
         return np.array(helper.get_attribute_value(attrs["value_ints"]), "i8")
     return None
+
+
+def _filled(node: onnx.NodeProto, shape: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    label = node_label(node)
+    if shape.ndim != 1 or shape.dtype.kind not in "iu" or fill.size != 1:
+        raise ModelError(f"the node '{label}' (ConstantOfShape) has no shape, or no single value")
+    try:
+        result = claimed_zeros(shape.tolist(), fill.dtype)
+    except ValueError as error:
+        raise ModelError(f"the node '{label}' (ConstantOfShape) cannot be: {error}") from None
+    result[...] = fill.reshape(-1)[0]
+    return result
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> None:
@@ -325,6 +336,8 @@ def _resolve_branches(model: OnnxModel) -> None:
         if condition is None:
             parts = _choose(model, node)
         else:
+            if condition.size != 1:
+                raise ModelError(f"the condition of '{node_label(node)}' (If) is no single value")
             wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
             results, inner = _unpack_branch(model, node, wanted)
             parts = [*inner, *_identities(results, node.output)]
@@ -376,13 +389,18 @@ def _unpack_branch(
     """Give the results and the nodes of a branch names of their own, and keep its constants."""
     branch = next(attr.g for attr in node.attribute if attr.name == which)
     prefix = f"{node.output[0]}/{which}/"
-    inner = {name for item in branch.node for name in item.output if name}
-    inner |= {tensor.name for tensor in branch.initializer}
-    renames = {name: prefix + name for name in inner}
+    renames = {name: prefix + name for name in _names_of(branch)}
     for tensor in branch.initializer:
         model.constants[renames[tensor.name]] = read_tensor(tensor, model.base)
+    for sparse in branch.sparse_initializer:
+        model.constants[renames[sparse.values.name]] = densify(sparse, model.base)
     for item in branch.node:
         _rename_in_node(item, renames)
+    if len(branch.output) != len(node.output):
+        raise ModelError(
+            f"the {which} of '{node_label(node)}' (If) has {len(branch.output)} results for "
+            f"{len(node.output)}"
+        )
     return [renames.get(value.name, value.name) for value in branch.output], list(branch.node)
 
 
@@ -400,7 +418,16 @@ def _rename_in_node(node: onnx.NodeProto, renames: Mapping[str, str]) -> None:
             if name in renames:
                 names[index] = renames[name]
     for inner in subgraphs(node):
-        rename_values(inner, renames)
+        # What a graph calls so itself is another value.
+        own = _names_of(inner)
+        rename_values(inner, {old: new for old, new in renames.items() if old not in own})
+
+
+def _names_of(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the values that a graph makes or holds itself."""
+    stored = [*graph.initializer, *(sparse.values for sparse in graph.sparse_initializer)]
+    computed = {name for node in graph.node for name in node.output if name}
+    return computed | {item.name for item in (*graph.input, *stored)}
 
 
 def _drop_identities(model: OnnxModel) -> None:
@@ -429,22 +456,7 @@ def _trains(model: OnnxModel, node: onnx.NodeProto) -> bool:
     if node.op_type != "Dropout" or len(node.input) < 3:
         return False
     flag = model.constants.get(node.input[2])
-    return flag is not None and bool(flag.reshape(-1)[0])
-
-
-def _refuse_undefined(model: OnnxModel) -> None:
-    defined = {"", *model.constants, *(value.name for value in model.graph.input)}
-    for node in model.graph.node:
-        inner = [name for graph in subgraphs(node) for item in graph.node for name in item.input]
-        for name in [*node.input, *inner]:
-            if name not in defined:
-                raise ModelError(
-                    f"the node '{node_label(node)}' reads '{name}', which nothing computes first"
-                )
-        defined.update(node.output)
-    for value in model.graph.output:
-        if value.name not in defined:
-            raise ModelError(f"nothing computes the output '{value.name}'")
+    return flag is not None and bool(np.any(flag))
 
 
 def _drop_dead(model: OnnxModel) -> None:
@@ -464,7 +476,7 @@ def _explicit_padding(model: OnnxModel) -> None:
     nodes = [node for node in model.graph.node if _auto_pad(node).startswith("SAME")]
     if not nodes:
         return
-    inferred = onnx.shape_inference.infer_shapes(_with_weight_inputs(model))
+    inferred = with_shapes(_with_weight_inputs(model))
     values = [*inferred.graph.value_info, *inferred.graph.input]
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
     for node in nodes:
@@ -478,7 +490,7 @@ def _explicit_padding(model: OnnxModel) -> None:
 def _auto_pad(node: onnx.NodeProto) -> str:
     if node.op_type not in ("Conv", "MaxPool", "AveragePool"):
         return ""
-    return next((a.s.decode() for a in node.attribute if a.name == "auto_pad"), "")
+    return next((a.s.decode(errors="replace") for a in node.attribute if a.name == "auto_pad"), "")
 
 
 def _same_padding(model: OnnxModel, node: onnx.NodeProto, shape: list[int]) -> list[int] | None:
@@ -490,6 +502,8 @@ def _same_padding(model: OnnxModel, node: onnx.NodeProto, shape: list[int]) -> l
         return None
     rank = len(kernel)
     strides, dilations = attrs.get("strides", [1] * rank), attrs.get("dilations", [1] * rank)
+    if not len(strides) == len(dilations) == rank or min([*kernel, *strides, *dilations]) < 1:
+        raise ModelError(f"the node '{node_label(node)}' ({node.op_type}) has no such windows")
     sizes = shape[2:] if len(shape) == rank + 2 else [0] * rank
     begin, end = [], []
     for taps, stride, dilation, size in zip(kernel, strides, dilations, sizes, strict=True):
@@ -519,6 +533,8 @@ def _scale_operand(model: OnnxModel, node: onnx.NodeProto, attribute: str, index
     if found is None or found.f == 1.0 or name not in model.constants:
         return
     value = model.constants[name]
+    if not is_weight(value):
+        return
     scaled = f"{name}/{attribute}={found.f:g}"
     model.constants[scaled] = (value.astype(np.float64) * found.f).astype(value.dtype)
     node.input[index] = scaled

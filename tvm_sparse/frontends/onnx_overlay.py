@@ -161,7 +161,8 @@ def _module_paths(node: onnx.NodeProto) -> list[str]:
         if entry.key == "pkg.torch.onnx.name_scopes":
             try:
                 scopes = [str(scope) for scope in ast.literal_eval(entry.value)]
-            except (SyntaxError, ValueError, TypeError):
+            except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+                # The last two: brackets within brackets, as many as no exporter writes.
                 continue
             # The last one is the operator's own.
             found += [scope for scope in scopes[-2:-1] if scope]

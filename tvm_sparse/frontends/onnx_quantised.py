@@ -46,6 +46,9 @@ def quantised_weights(graph: onnx.GraphProto, stored: Iterable[str] = ()) -> dic
         if index < len(node.input) and node.input[index] in constants:
             found[name] = node.op_type
         for index in _PRODUCTS.get(node.op_type, ()):
+            if index >= len(node.input):
+                # An operator of another domain that has the name.
+                continue
             if quantiser := _quantiser(node.input[index], producers, constants):
                 found[name] = f"behind a {quantiser}"
     return found
@@ -62,5 +65,5 @@ def _quantiser(name: str, producers: dict[str, onnx.NodeProto], constants: set[s
             found = found or node.op_type
         elif node.op_type not in _REARRANGING:
             return ""
-        name = node.input[0]
+        name = next(iter(node.input), "")
     return found

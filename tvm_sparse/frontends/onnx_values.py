@@ -40,8 +40,18 @@ def known_value(proto: onnx.ModelProto, name: str) -> np.ndarray | None:
     return _evaluate(proto, nodes, list(constants.values()), name)
 
 
+def with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with the shapes of values as far as ONNX can infer them."""
+    try:
+        return onnx.shape_inference.infer_shapes(proto)
+    except Exception:
+        # It raises where a node contradicts itself: nothing more is known then, and the importer
+        # says what is wrong.
+        return proto
+
+
 def _known_shapes(proto: onnx.ModelProto) -> dict[str, list[int]]:
-    graph = onnx.shape_inference.infer_shapes(proto).graph
+    graph = with_shapes(proto).graph
     shapes = {}
     for value in [*graph.value_info, *graph.input]:
         tensor = value.type.tensor_type

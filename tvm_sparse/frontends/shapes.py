@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from ..errors import ModelError
 from ..model import TensorSpec
 
+# Sizes are multiplied with each other, in 64 bits.
+_LARGEST = 2**31 - 1
+
 
 def solve_dimensions(
     inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]] | None
@@ -47,6 +50,8 @@ def _match(spec: TensorSpec, given: list[int], solved: dict[str, int]) -> None:
             f"but the given shape {_text(given)} has {len(given)}"
         )
     for wanted, size in zip(spec.shape, given, strict=True):
+        if size > _LARGEST:
+            raise ModelError(f"the given shape of '{spec.name}' has a size that is too large")
         if size < 1:
             raise ModelError(f"the given shape {_text(given)} of '{spec.name}' is not positive")
         value = solved.setdefault(wanted, size) if isinstance(wanted, str) else wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from ..errors import MissingExtraError, ModelError
 from ..files import written_beside
+from ..plain_data import parse_json
 
 INDEX = "model.safetensors.index.json"
 
@@ -107,7 +107,7 @@ def _files_of_folder(folder: Path) -> list[Path]:
 
 def _files_of_index(path: Path) -> list[Path]:
     try:
-        names = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse_json(path.read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise ModelError(f"'{path}' is no index of safetensors files") from None
     files = []
@@ -115,7 +115,8 @@ def _files_of_index(path: Path) -> list[Path]:
         file = path.parent / name
         if Path(name).name != name:
             raise ModelError(f"the index '{path}' names '{name}', outside its folder")
-        if not file.is_file():
+        # Not Path's: that raises for names which no file can have.
+        if not os.path.isfile(file):
             raise ModelError(f"the file '{name}', which the index '{path}' names, is missing")
         files.append(file)
     return files

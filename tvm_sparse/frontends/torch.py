@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from ..errors import MissingExtraError, ModelError
+from ..errors import MissingExtraError, ModelError, SparseError, last_line
 from ..model import Model
 from ..passes.rewrite_main import main_of
 from .overlay import lay_over_parameters
@@ -54,6 +58,79 @@ def load_torch(
     )
     outputs = [str(name) for name in program.graph_signature.user_outputs]
     return finish(model, shapes=shapes, output_names=outputs)
+
+
+def open_program(path: str | os.PathLike[str]) -> Any:
+    """Read a program that ``torch.export.save`` wrote; of what is pickled in it, tensors only.
+
+    PyTorch's reader evaluates expressions of the file all the same: see docs/trust.md.
+
+    Raises
+    ------
+    ModelError
+        When it cannot be read, or holds pickled objects other than tensors.
+    MissingExtraError
+        When PyTorch is not installed.
+    """
+    if not os.path.exists(path):
+        raise ModelError(f"there is no file '{path}'")
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError(
+            f"'{path}' needs PyTorch, which is not installed: pip install tvm-sparse[torch]"
+        ) from None
+    if not zipfile.is_zipfile(path):
+        raise ModelError(f"'{path}' is not a file that torch.export.save wrote")
+    try:
+        _refuse_objects(path)
+        with _tensors_only(), _without_log():
+            return torch.export.load(path)
+    except SparseError:
+        raise
+    except Exception as error:
+        # Whatever zip files, JSON and PyTorch's own checks raise.
+        raise ModelError(f"'{path}' cannot be read: {last_line(error)}") from error
+
+
+# What files of the archive are called that are unpickled whatever they hold.
+_OBJECTS = ("custom_obj_", "opaque_obj_")
+
+
+def _refuse_objects(path: str | os.PathLike[str]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.rpartition("/")[2].startswith(_OBJECTS):
+                raise ModelError(
+                    f"'{path}' holds an object that unpickling would run code of: '{name}'"
+                )
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Make PyTorch unpickle tensors and nothing else, also where it would try again without."""
+    before = {name: os.environ.pop(name, None) for name in _PICKLING}
+    os.environ[_PICKLING[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_PICKLING[0]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Silence PyTorch's reader, which logs a traceback of its own for what it cannot open."""
+    logger = logging.getLogger("torch.export")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+# PyTorch's own switches; the two contradict each other.
+_PICKLING = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
 
 
 def _with_weights(program: Any, weights: Any) -> tuple[Any, tuple[str, ...]]:

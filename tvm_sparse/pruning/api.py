@@ -13,6 +13,7 @@ import onnx
 from ..errors import ModelError, SparseError
 from ..files import read_onnx
 from ..model import Model
+from ..onnx_check import check_model, check_tensors
 from .activations import find_energy
 from .budgets import Scope, check_scope, share_of
 from .cutting import Scored, cut_masks
@@ -222,6 +223,8 @@ def _open(model: Any) -> OnnxWeights | ModelWeights:
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
+        check_model(copy, "the model")
+        check_tensors(copy)
         return OnnxWeights(copy)
     if isinstance(model, (str, os.PathLike)):
         return OnnxWeights(read_onnx(model))

@@ -204,11 +204,18 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[Dim, ...]]:
     for value in (*graph.input, *graph.value_info, *graph.output):
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
-            found[value.name] = tuple(
-                dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
-                for dim in dims
-            )
+            found[value.name] = tuple(map(_size, dims))
     return found
+
+
+# Every channel along an axis is kept track of, and a file may claim any number of them.
+_LARGEST = 1 << 24
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if 0 <= dim.dim_value <= _LARGEST else None
+    return dim.dim_param or None
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from ..errors import ModelError
+from ..frontends.onnx_file import densify
 from ..frontends.onnx_overlay import fold_masks_of, masked_notes
 from ..frontends.onnx_quantised import quantised_weights
 from .activations import Tap, Window, onnx_energies
@@ -147,7 +148,7 @@ class OnnxWeights:
     def _array(self, root: str) -> np.ndarray:
         try:
             if root in self.sparse:
-                return _densify(self.sparse[root])
+                return densify(self.sparse[root], None)
             return np.array(numpy_helper.to_array(self.tensors[root]), order="C")
         except Exception as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -202,17 +203,6 @@ class OnnxWeights:
         del graph.sparse_initializer[:]
         graph.sparse_initializer.extend(left)
         return self.model
-
-
-def _densify(tensor: onnx.SparseTensorProto) -> np.ndarray:
-    values = numpy_helper.to_array(tensor.values)
-    indices = numpy_helper.to_array(tensor.indices)
-    array = np.zeros(tuple(tensor.dims), values.dtype)
-    if indices.ndim == 1:
-        array.reshape(-1)[indices] = values
-    else:
-        array[tuple(indices.T)] = values
-    return array
 
 
 def _tap(node: onnx.NodeProto, index: int, site: Site) -> Tap:

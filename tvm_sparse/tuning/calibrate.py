@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 from ..cpu_features import machine_identity, missing_features, required_features
-from ..errors import TargetError
+from ..errors import TargetError, one_sentence
 from ..files import home_folder, write_text
+from ..plain_data import build, parse_json
 from ..profile import SparsityProfile, profile_weight
 from ..progress import SILENT, Progress
 from ..records import RecordFile, code_digest
@@ -258,11 +259,11 @@ def load_calibration(machine: str, target: Any) -> Calibration | None:
         _warn_of(path, str(error))
         return None
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if data["version"] != VERSION:
             return None
         found = _calibration_from(data)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         _warn_of(path, f"{type(error).__name__} {error}")
         return None
     if found.machine != machine or dict(found.target) != target_data(target):
@@ -284,7 +285,9 @@ def measure_gigahertz(target: Any, machine: X86Machine) -> float:
 
 def _warn_of(path: Path, why: str) -> None:
     warnings.warn(
-        f"the calibration '{path}' is damaged and was ignored: {why}; calibrate once more",
+        one_sentence(
+            f"the calibration '{path}' is damaged and was ignored: {why}; calibrate once more"
+        ),
         stacklevel=3,
     )
 
@@ -293,13 +296,14 @@ def _calibration_from(data: Mapping[str, Any]) -> Calibration:
     prices = {str(name): _positive(price) for name, price in data["prices"].items()}
     if set(prices) != set(PRICE_NAMES):
         raise ValueError("it has other prices than the cost model")
-    rates = {name: _positive(rate, empty=True) for name, rate in data["core"].items()}
+    # Where there is one core only, starting threads was not measured.
+    rates = {name: _positive(rate, empty=name == "fork_us") for name, rate in data["core"].items()}
     return Calibration(
         machine=str(data["machine"]),
         target=dict(data["target"]),
         date=str(data["date"]),
         gigahertz=_positive(data["gigahertz"]),
-        core=CoreSpeed(**rates),
+        core=build(CoreSpeed, rates),
         prices=prices,
         samples=int(data["samples"]),
         error=_share(data["error"]),

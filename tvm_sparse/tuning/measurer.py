@@ -89,7 +89,8 @@ class Fleet:
         """
         address, slash, key = text.partition("/")
         host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isdigit() and slash and key):
+        is_port = port.isdecimal() and len(port) <= 5 and int(port) < 1 << 16
+        if not (host and colon and is_port and slash and key):
             raise TuningError(f"'{text}' is no tracker; write HOST:PORT and a key")
         return cls(host, int(port), key)
 
