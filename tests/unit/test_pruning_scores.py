@@ -195,6 +195,8 @@ def test_an_operator_on_integers_is_named():
     model = matmul_model(gaussian(0, 8, 8))
     weight = numpy_helper.from_array(np.ones((8, 8), np.int8), "integers")
     model.graph.initializer.append(weight)
+    x = helper.make_tensor_value_info("xq", TensorProto.INT8, ["n", 8])
+    model.graph.input.append(x)
     node = helper.make_node("MatMulInteger", ["xq", "integers"], ["yq"], name="quantised")
     model.graph.node.append(node)
     assert prune_with_report(model, sparsity=0.5).kept == {
