@@ -84,7 +84,9 @@ class LayerDetails:
 
     def _matrix(self, site: WeightSite) -> np.ndarray:
         weight: np.ndarray = self.model.params[site.param]
-        return matrix_view(weight, site.workload.op) if weight.ndim > 1 else weight.reshape(1, -1)
+        if weight.ndim == 1:
+            return weight.reshape(1, -1)
+        return matrix_view(weight, site.workload.op if weight.ndim == 2 else "conv2d")
 
     def _spy(self, site: WeightSite) -> Spy | None:
         matrix = self._matrix(site)

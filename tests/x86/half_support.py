@@ -39,6 +39,9 @@ class HalfRows:
     def unpack(self, packed: PackedWeight) -> np.ndarray:
         return packed.arrays["values"].reshape(packed.shape)
 
+    def order(self, packed: PackedWeight) -> None:
+        return None
+
 
 class Scalars:
     """Epilogues on one float32 at a time."""

@@ -130,7 +130,8 @@ inline std::string read_exactly(std::istream& stream, std::size_t count) {
 inline std::string header_text(std::istream& stream) {
   if (read_exactly(stream, kMagicBytes) != kMagic) throw Error("it is not a .npy file");
   const std::string version = read_exactly(stream, 2);
-  if (version[0] < 1 || version[0] > 3) throw Error("it has an unknown version of the format");
+  if (version[0] < 1 || version[0] > 3 || version[1] != 0)
+    throw Error("it has an unknown version of the format");
   const std::string field = read_exactly(stream, version[0] == 1 ? 2 : 4);
   std::size_t length = 0;
   for (std::size_t i = field.size(); i-- > 0;)
@@ -139,10 +140,17 @@ inline std::string header_text(std::istream& stream) {
   return read_exactly(stream, length);
 }
 
+// What a file says, as it can be shown: bytes that are no plain characters are question marks.
+inline std::string printable(std::string text) {
+  for (char& byte : text)
+    if (byte < ' ' || byte > '~') byte = '?';
+  return text;
+}
+
 inline const DType& dtype_of(const Header& header) {
   for (const DType& dtype : dtypes())
     if (header.descr == dtype.descr) return dtype;
-  throw Error("it holds '" + header.descr + "': float32, float16, int64, int32 and bool are read, " +
+  throw Error("it holds '" + printable(header.descr) + "': float32, float16, int64, int32 and bool are read, " +
               "little endian");
 }
 
