@@ -51,7 +51,9 @@ def _sink(rewriter: MainRewriter, var: Any, expr: Any) -> Any:
     if source is not None and _keeps_rows(rewriter, expr):
         return relax.op.reshape(_moved(rewriter, var, expr, source), list(dims))
     turned = _before_turn(rewriter, expr.args[0])
-    if turned is not None and (_keeps_rows(rewriter, expr) or _cuts_features(var, expr)):
+    if turned is not None and (
+        _keeps_rows(rewriter, expr) or first_of_slice(var, expr) is not None
+    ):
         source, axes = turned
         return relax.op.permute_dims(_moved(rewriter, var, expr, source), axes)
     return None
@@ -63,10 +65,6 @@ def _moved(rewriter: MainRewriter, var: Any, expr: Any, source: Any) -> Any:
     emitted = rewriter.emit(moved, var.name)
     sunk = _sink(rewriter, emitted, moved)
     return emitted if sunk is None else rewriter.emit(sunk, var.name)
-
-
-def _cuts_features(var: Any, expr: Any) -> bool:
-    return first_of_slice(var, expr) is not None
 
 
 def _before_reshape(rewriter: MainRewriter, leaf: Any) -> Any:

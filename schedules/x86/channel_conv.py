@@ -8,19 +8,13 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
-from .channel_kernel import Activations, ChannelShape
+from .channel_kernel import Activations, ChannelShape, PanelByPanel
 from .conv_io import ConvIO
 from .squares import transposed
 
 
-class ChannelConv(ConvIO):
+class ChannelConv(PanelByPanel, ConvIO):
     """X [n][ic][ih][iw] in, Y [n][oc][oh][ow] out; any tap is read from the padded image."""
-
-    keeps_panels = False
-
-    def declare_weight(self, size: int) -> Any:
-        """Declare the values."""
-        return B.arg("values", B.Buffer((size,), "float32"))
 
     def prepare_whole(self, image: Any) -> None:
         """Copy the image into its padded form."""
@@ -41,9 +35,6 @@ class ChannelConv(ConvIO):
         with B.serial(0, squares) as square, B.serial(0, shape.vectors) as vector:
             low = panel * shape.width + vector * shape.lanes
             self._store_square(image, sums, shape, low, vector, square)
-
-    def drain_panels(self, image: Any, sums: Any, shape: ChannelShape) -> None:
-        """Every panel was stored."""
 
     def row_of(self, slot: Any) -> Any:
         """Tell which output channel a row of the weight is."""

@@ -148,9 +148,17 @@ def build_channel_kernel(name: str, shape: ChannelShape, io: ChannelIO, tiles: P
     return builder.get()
 
 
-def loop(count: Any, threads: int) -> Any:
-    """Emit a loop, over threads if there are several."""
-    return B.parallel(0, count) if threads > 1 else B.serial(0, count)
+class PanelByPanel:
+    """What operators have in common that store each panel of a weight once it is multiplied."""
+
+    keeps_panels = False
+
+    def declare_weight(self, size: int) -> Any:
+        """Declare the values."""
+        return B.arg("values", B.Buffer((size,), "float32"))
+
+    def drain_panels(self, image: Any, sums: Any, shape: ChannelShape) -> None:
+        """Every panel was stored."""
 
 
 class _Emitter:

@@ -7,18 +7,12 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx.script import builder as B
 
-from .channel_kernel import Activations, ChannelShape
+from .channel_kernel import Activations, ChannelShape, PanelByPanel
 from .matmul_io import MatmulIO, store_features
 
 
-class ChannelMatmul(MatmulIO):
+class ChannelMatmul(PanelByPanel, MatmulIO):
     """X [n][k] in, Y [n][m] out, both row-major: results lie as they are stored."""
-
-    keeps_panels = False
-
-    def declare_weight(self, size: int) -> Any:
-        """Declare the values."""
-        return B.arg("values", B.Buffer((size,), "float32"))
 
     def prepare_whole(self, image: Any) -> None:
         """Nothing to prepare."""
@@ -32,9 +26,6 @@ class ChannelMatmul(MatmulIO):
         with B.serial(0, self.tokens) as token, B.serial(0, shape.vectors) as vector:
             feature = panel * shape.width + vector * shape.lanes
             self._store(sums, token, token * shape.width + vector * shape.lanes, feature)
-
-    def drain_panels(self, image: Any, sums: Any, shape: ChannelShape) -> None:
-        """Every panel was stored."""
 
     def _store(self, sums: Any, token: Any, at: Any, feature: Any) -> None:
         v, m = self.vectors, self.geometry.m

@@ -18,9 +18,10 @@ from tvm.tirx.script import builder as B
 from ...formats.compact_channels import MOST_LANES
 from ...workload import Conv2dGeometry, Epilogue, MatmulGeometry
 from .channel_conv import ChannelConv
-from .channel_kernel import Activations, ChannelShape, loop
+from .channel_kernel import Activations, ChannelShape
 from .channel_matmul import ChannelMatmul
 from .conv_io import PaddedImage
+from .dense_kernel import thread_loop
 from .matmul_io import store_features
 from .streamed_weights import PERMUTES
 
@@ -56,7 +57,7 @@ class CompactMatmul(ChannelMatmul):
         """Spread the sums of each token over its features, and store them."""
         m, lanes = self.geometry.m, self.vectors.lanes
         left = m % lanes
-        with loop(self.tokens, shape.threads) as token:
+        with thread_loop(self.tokens, shape.threads) as token:
             at = token * (shape.panels * shape.width)
             with B.serial(0, m // lanes) as vector:
                 self._store_spread(sums, at, token, vector * lanes, None)

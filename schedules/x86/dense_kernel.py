@@ -112,7 +112,12 @@ def static_product(dims: Sequence[Dim]) -> int | None:
 def outer_loop(extent: Any, microseconds: float | None, threads: int) -> Any:
     """Loop over threads when the work is worth it; `microseconds` is None when it is unknown."""
     big = microseconds is None or microseconds > PARALLEL_MICROSECONDS
-    return (B.parallel if threads > 1 and big else B.serial)(0, extent)
+    return thread_loop(extent, threads if big else 1)
+
+
+def thread_loop(extent: Any, threads: int) -> Any:
+    """Loop over threads if there are several."""
+    return (B.parallel if threads > 1 else B.serial)(0, extent)
 
 
 def fold_lanes(vectors: Vectors, value: Any, combine: Any) -> Any:

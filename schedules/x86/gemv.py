@@ -13,6 +13,7 @@ from ...targets import X86Machine
 from ...workload import MatmulGeometry, Workload
 from ..base import Config
 from ..vectors import Vectors
+from .dense_kernel import thread_loop
 from .matmul_io import argument, flat, store_features
 from .streamed_weights import StreamedWeight
 
@@ -51,9 +52,8 @@ def build_gemv(
             ]
             y = argument("y", (tokens, geometry.m))
             kernel = _Gemv(workload, lanes, x, weight, channels, tensors, y)
-            loop = B.parallel if config["threads"] > 1 else B.serial
             whole, rest = divmod(panels, together)
-            with loop(0, whole) as step:
+            with thread_loop(whole, int(config["threads"])) as step:
                 kernel.emit(step * together, together)
             if rest:
                 kernel.emit(whole * together, rest)

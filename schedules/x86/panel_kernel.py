@@ -19,6 +19,7 @@ from tvm.tirx.script import builder as B
 
 from ...panels import Tiles, split_evenly
 from ..vectors import Vectors
+from .dense_kernel import thread_loop
 from .panel_weights import DenseWeight, GatheredWeight, MaskedWeight, SlicedWeight
 from .register_tile import RegisterTile
 
@@ -174,15 +175,11 @@ def _emit_images(shape: PanelShape, io: PanelIO, weight: Weight, args: dict[str,
     images, threads = io.images(), shape.threads
     if isinstance(images, int) and images > 1 and images % threads == 0:
         # Whole images for every thread.
-        with _loop(images, threads) as image:
+        with thread_loop(images, threads) as image:
             _emit_image(shape, io, weight, args, tiles, image, 1)
     else:
         with B.serial(0, images) as image:
             _emit_image(shape, io, weight, args, tiles, image, threads)
-
-
-def _loop(count: Any, threads: int) -> Any:
-    return B.parallel(0, count) if threads > 1 else B.serial(0, count)
 
 
 def _emit_image(
@@ -197,7 +194,7 @@ def _emit_image(
     """All panels of an image. Threads start once: each prepares what it will read itself."""
     splits = len(shape.splits) - 1
     units = tiles.total * splits
-    with _loop(threads, threads) as thread:
+    with thread_loop(threads, threads) as thread:
         io.prepare(image, thread, share_out(tiles, splits, threads, shape.lanes))
         if threads == 1:
             with B.serial(0, units) as unit:
